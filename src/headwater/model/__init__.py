@@ -1,0 +1,1 @@
+"""The model and what is measured on it."""

@@ -1,0 +1,1 @@
+"""From Scores to an answer: top-k, errors, hub correction, groups."""

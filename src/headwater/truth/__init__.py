@@ -1,0 +1,1 @@
+"""Ground truth that knows no method: the only place that trains."""

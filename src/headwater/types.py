@@ -1,0 +1,448 @@
+"""The core types: what a score names, what it explains, what it rests on, and what is doubtful about it.
+
+Dimension letters used throughout the package:
+    B rows of a batch · T positions · I inputs of a layer · O outputs of a layer · D stored numbers of a gradient row
+    N training rows · Q queries · K solves or candidates · H hidden size · V vocabulary
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+# --------------------------------------------------------------------------------------------------------- errors
+
+
+class HeadwaterError(Exception):
+    """Something the user can act on. The message says: got, expected, likely cause, what to do."""
+
+    exit_code = 3
+
+
+class UsageError(HeadwaterError, ValueError):
+    """A wrong option or a wrong combination of inputs (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(HeadwaterError, ValueError):
+    """Input that cannot be read as what it claims to be (exit code 3)."""
+
+
+class IntegrityError(HeadwaterError):
+    """An artefact on disk that is damaged, or belongs to another run (exit code 3)."""
+
+
+class LayoutMismatch(IntegrityError):
+    """Two things that speak of different parameters, or of the same ones in another order or sketch."""
+
+
+# ------------------------------------------------------------------------------------------------------- examples
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One row, as the model sees it.
+
+    `loss_mask[t]` is true where the token at position t is a *target*: it is predicted from the positions before it and
+    counts in the loss. Position 0 has nothing before it and is never a target. There is no padding in an Example.
+    """
+
+    id: str
+    tokens: np.ndarray  # [T] int64
+    loss_mask: np.ndarray  # [T] bool
+    prompt: str = ""
+    response: str = ""
+    label: int | None = None  # the class, for sequence classification
+    group: str = ""  # rows whose text is the same but for case and white space share a group
+    source: str = ""  # where the row came from: "train.jsonl:17"
+    row: int = -1  # its number in that source, from 0
+    meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    alternative: Example | None = None  # a contrast's second response
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_loss_tokens(self) -> int:
+        return int(self.loss_mask.sum())
+
+    @property
+    def last_prompt_position(self) -> int:
+        """The position just before the first target: the last token that the model read before it had to answer."""
+        targets = np.flatnonzero(self.loss_mask)
+        return int(targets[0]) - 1 if len(targets) else self.n_tokens - 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded on the right to a common length. Padding is never a target and, for causal models, is never attended to."""
+
+    ids: tuple[str, ...]
+    tokens_BT: Tensor  # int64
+    loss_mask_BT: Tensor  # bool
+    lengths_B: Tensor  # int64
+    last_prompt_B: Tensor  # int64: Example.last_prompt_position
+    labels_B: Tensor | None = None
+    alternative: Batch | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(
+            ids=self.ids,
+            tokens_BT=self.tokens_BT.to(device),
+            loss_mask_BT=self.loss_mask_BT.to(device),
+            lengths_B=self.lengths_B.to(device),
+            last_prompt_B=self.last_prompt_B.to(device),
+            labels_B=None if self.labels_B is None else self.labels_B.to(device),
+            alternative=None if self.alternative is None else self.alternative.to(device),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Outputs(Protocol):
+    """What one forward pass of a session offers to a measure. Everything is differentiable; what is not asked for is not computed."""
+
+    def token_log_probs(self) -> Tensor:
+        """[B, T] log p(token_t | tokens before t) where the loss mask is set, 0 elsewhere."""
+        ...
+
+    def class_logits(self) -> Tensor:
+        """[B, C] logits of a sequence classifier."""
+        ...
+
+    @property
+    def alternative(self) -> Outputs | None:
+        """The outputs on `batch.alternative`, for contrasts."""
+        ...
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is being explained: a differentiable number per row, `fn(outputs, batch) -> [B]`, in `unit`."""
+
+    name: str
+    unit: str | None
+    fn: Callable[[Outputs, Batch], Tensor]
+
+
+# ----------------------------------------------------------------------------------------------------- parameters
+
+
+@dataclass(frozen=True)
+class Block:
+    """One parameter tensor in scope.
+
+    `shape` is the parameter as a matrix (O, I), or (H,) for a vector. `stored` is what the sketch keeps of its gradient:
+    the same shape where the block is kept whole, (k_O, k_I) where it is projected on both sides.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stored: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.stored))
+
+    @property
+    def sketched(self) -> bool:
+        return self.shape != self.stored
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which parameters, in which order, under which sketch: the one owner of what a gradient row's numbers mean."""
+
+    blocks: tuple[Block, ...]
+    sketch_seed: int = 0
+
+    @property
+    def size(self) -> int:
+        """D, the numbers in a row."""
+        return sum(block.size for block in self.blocks)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each block starts in a row; one more entry than blocks, the last is D."""
+        return tuple(int(o) for o in np.cumsum([0, *(block.size for block in self.blocks)]))
+
+    def split(self, rows_ND: Tensor) -> dict[str, Tensor]:
+        """[N, D] -> {block name: [N, *stored]}. Views, no copy."""
+        if rows_ND.shape[-1] != self.size:
+            raise LayoutMismatch(f"rows have {rows_ND.shape[-1]} numbers, this layout has {self.size}: they come from another index")
+        ends = self.offsets
+        return {block.name: rows_ND[..., ends[i] : ends[i + 1]].unflatten(-1, block.stored) for i, block in enumerate(self.blocks)}
+
+    def join(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """{block name: [N, *stored]} -> [N, D], in the layout's order."""
+        missing = [block.name for block in self.blocks if block.name not in parts]
+        if missing:
+            raise LayoutMismatch(f"no part given for {missing[:3]}{'...' if len(missing) > 3 else ''}")
+        return torch.cat([parts[block.name].flatten(-len(block.stored)) for block in self.blocks], dim=-1)
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def check(self, other: Layout) -> None:
+        """Raise LayoutMismatch unless `other` is this layout."""
+        if self.fingerprint == other.fingerprint:
+            return
+        mine, theirs = ({b.name: b for b in layout.blocks} for layout in (self, other))
+        differ = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+        what = f"blocks differ: {', '.join(differ[:3])}" if differ else "the order of blocks or the sketch seed differs"
+        raise LayoutMismatch(
+            f"layout {self.fingerprint} against {other.fingerprint}: {what}. "
+            "Both sides must come from the same model, scope and sketch; index again with the options of the first."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {"sketch_seed": self.sketch_seed, "blocks": [asdict(block) for block in self.blocks]}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Layout:
+        blocks = tuple(Block(b["name"], tuple(b["shape"]), tuple(b["stored"])) for b in value["blocks"])
+        return Layout(blocks=blocks, sketch_seed=int(value["sketch_seed"]))
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The gradient of each row of a batch with respect to one matrix W (O x I), kept factored: `G_b = sum_t g_bt (x) a_bt`.
+
+    `a_BTI` is the layer's input and `g_BTO` the derivative of the row's loss with respect to its output. Mask, projection,
+    scaling, an eigenbasis: each is a linear map on one side, so each is a call of `map`.
+    """
+
+    a_BTI: Tensor
+    g_BTO: Tensor
+
+    def dense(self) -> Tensor:
+        """[B, O, I]. Cost B T O I multiplications."""
+        return self.g_BTO.transpose(-2, -1) @ self.a_BTI
+
+    def map(self, left_KO: Tensor | None = None, right_KI: Tensor | None = None) -> Factors:
+        """The factors of `left @ G @ right'`. Cost B T (K O + K I)."""
+        return Factors(
+            a_BTI=self.a_BTI if right_KI is None else self.a_BTI @ right_KI.T,
+            g_BTO=self.g_BTO if left_KO is None else self.g_BTO @ left_KO.T,
+        )
+
+    def per_token(self) -> Tensor:
+        """[B, T, O, I]: each position's own term; they add up to `dense()`."""
+        return self.g_BTO.unsqueeze(-1) * self.a_BTI.unsqueeze(-2)
+
+    def squared_norm(self) -> Tensor:
+        """[B] `||G_b||_F^2 = sum_tt' (g_t . g_t') (a_t . a_t')`, by the cheaper of the Gram matrices and the dense gradient.
+
+        Cost B T^2 (O + I) or B T O I; the choice does not change the number.
+        """
+        T, I, O = self.a_BTI.shape[-2], self.a_BTI.shape[-1], self.g_BTO.shape[-1]
+        if T * (O + I) < O * I:
+            return ((self.a_BTI @ self.a_BTI.mT) * (self.g_BTO @ self.g_BTO.mT)).sum((-2, -1))
+        return self.dense().square().sum((-2, -1))
+
+
+# ---------------------------------------------------------------------------------------------------------- index
+
+
+@runtime_checkable
+class Index(Protocol):
+    """Features of rows that a method can score with: on disk for the training rows, in memory for queries.
+
+    Positions count the live rows (no tombstones) from 0. Features, where stored:
+        "gradient"         [D]  sketched gradient of the row's measure, in `layout`
+        "representation"   [H]  last layer's hidden state (after the final norm) at the last prompt token
+        "representation_response" [H]  the same, mean over the response tokens' positions
+    Training rows carry the gradient of their *loss*, queries the gradient of their *measure*: `gradient_of` says which.
+    """
+
+    layout: Layout
+    gradient_of: str
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Names that `blocks` and `take` accept."""
+        ...
+
+    def blocks(self, feature: str) -> Iterator[tuple[int, Tensor]]:
+        """(position of the first row, [n, D] float32) in order, block by block: the whole feature, never all in memory at once."""
+        ...
+
+    def take(self, feature: str, positions: Sequence[int] | np.ndarray) -> Tensor:
+        """[len(positions), D] float32, in the order asked for."""
+        ...
+
+    def products(self, feature: str, queries_QD: Tensor) -> Tensor:
+        """[Q, N] float32 inner products with every row: the scan. NaN for a row stored as bad."""
+        ...
+
+    def column(self, name: str) -> np.ndarray:
+        """[N] one column of the row table: prompt, response, group, source, row, label, loss, n_tokens, n_loss_tokens, bad, ..."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+SolveStatus = Literal["closed_form", "converged", "max_steps", "diverged"]
+
+
+@dataclass(frozen=True)
+class Solve:
+    """An inverse-Hessian-vector product that says how it ended. `residual` is relative, on the solver's own operator."""
+
+    value: Tensor
+    status: SolveStatus
+    steps: int = 0
+    residual: float | None = None
+
+
+# --------------------------------------------------------------------------------------------------------- scores
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`values_QN[q, n]`: the predicted change of query q's measure if row n were trained on once more.
+
+    Positive: a proponent, the row pushed the model towards this output. `unit` is "nats" where the number predicts a
+    change; None where the method only ranks (cosine, RepSim, BM25). NaN marks a row that could not be scored.
+    """
+
+    values_QN: np.ndarray
+    query_ids: tuple[str, ...]
+    train_ids: tuple[str, ...]
+    method: str
+    unit: str | None
+    provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    standard_errors_QN: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        expected = (len(self.query_ids), len(self.train_ids))
+        assert self.values_QN.shape == expected, f"scores are {self.values_QN.shape}, ids say {expected}"
+
+    def query(self, query: int | str) -> np.ndarray:
+        """[N] the scores of one query, by position or id."""
+        return self.values_QN[query if isinstance(query, int) else self.query_ids.index(query)]
+
+    def top(self, query: int | str = 0, k: int = 10) -> list[tuple[str, float]]:
+        """The k strongest proponents, best first; equal scores stand in the order of the rows; NaN never ranks."""
+        values = self.query(query)
+        order = np.argsort(-np.where(np.isnan(values), -np.inf, values), kind="stable")[:k]
+        return [(self.train_ids[i], float(values[i])) for i in order if not np.isnan(values[i])]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per (query, training row), best first within a query."""
+        import pandas as pd
+
+        frame = pd.DataFrame(self.values_QN, index=pd.Index(self.query_ids, name="query"), columns=pd.Index(self.train_ids, name="id"))
+        long = frame.stack().rename("score").reset_index()
+        long["method"] = self.method
+        return long.sort_values(["query", "score"], ascending=[True, False], kind="stable", ignore_index=True)
+
+
+FindingStatus = Literal["ok", "warn", "fail", "unknown"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One audited fact: what was measured, how surely, and what to do about it."""
+
+    name: str
+    status: FindingStatus
+    because: str
+    value: float | None = None
+    unit: str | None = None
+    interval: tuple[float, float] | None = None
+    n: int | None = None
+    next_step: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a query's trace can be believed: a probability, a word for it, and the findings that decided it."""
+
+    query_id: str
+    status: Literal["supported", "weak", "contradicted", "unknown"]
+    probability: float | None = None
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Counterfactual outcomes: for each design (a set of kept rows), seed and query, the measure after training on it."""
+
+    outcomes_DSQ: np.ndarray
+    kept_DN: np.ndarray  # bool
+    train_ids: tuple[str, ...]
+    query_ids: tuple[str, ...]
+    seeds: tuple[int, ...]
+    kind: Literal["cold", "warm", "proximal", "pbrf"]
+    unit: str | None
+    recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    noise_ceiling: float | None = None
+
+
+# ------------------------------------------------------------------------------------------------------ protocols
+
+
+State = Mapping[str, Tensor]
+"""What `fit` learned: plain tensors, so that it can be saved, moved and compared. Empty where there is nothing to learn."""
+
+
+class Source(Protocol):
+    """What a curvature is fitted on: rows of gradients in a layout, block by block."""
+
+    layout: Layout
+
+    def blocks(self, feature: str) -> Iterator[tuple[int, Tensor]]: ...
+
+    def __len__(self) -> int: ...
+
+
+class Curvature(Protocol):
+    """A curvature is a frozen config; its state is plain tensors; the source is live."""
+
+    def fit(self, source: Source) -> State: ...
+
+    def solve(self, state: State, source: Source, b_KD: Tensor) -> Solve: ...
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A way to score every training row for every query.
+
+    `fit` sees training data only, so its state can be kept; `score` sees the queries. `requires` names the features that
+    both indexes must have; `summary` is one line for `headwater methods`.
+    """
+
+    name: str
+    unit: str | None
+    requires: frozenset[str]
+
+    def fit(self, index: Index) -> State: ...
+
+    def score(self, state: State, index: Index, queries: Index) -> Scores: ...
+
+
+def with_values(scores: Scores, values_QN: np.ndarray, **changes: Any) -> Scores:
+    """The same scores with other numbers (a correction, a mask); ids and provenance stay."""
+    return replace(scores, values_QN=values_QN, **changes)
