@@ -1,0 +1,97 @@
+"""Rows of an index: the sketched gradient of a measure for each example of a batch, with its value and representations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from headwater.gradient.capture import Collector, capturing
+from headwater.model.session import Session
+from headwater.types import Batch, Layout, Measure
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one pass says about each row of a batch. `gradient_BD` is [B, T, D] where positions are kept apart."""
+
+    gradient_BD: Tensor
+    value_B: Tensor
+    representation_BH: Tensor
+    representation_response_BH: Tensor
+    token_log_probs_BT: Tensor | None = None
+
+
+class RowEngine:
+    """Turns batches into `Rows`. Made by `row_engine`, alive inside it."""
+
+    def __init__(self, session: Session, collector: Collector) -> None:
+        self.session, self.collector = session, collector
+        self._tap = _tap(session, collector)
+
+    def rows(self, batch: Batch, measure: Measure) -> Rows:
+        """One forward and one backward pass. Rows do not interact, so the gradient of the sum is every row's own."""
+        batch = _same_width(batch)
+        self.collector.start(*batch.tokens_BT.shape)
+        with torch.enable_grad():
+            outputs = self.session.run(batch, tap=self._tap)
+            value_B = measure.fn(outputs, outputs.batch)
+            value_B.sum().backward()
+        first, response = outputs.representations()
+        return Rows(self.collector.rows(), value_B.detach(), first, response)
+
+
+@contextmanager
+def row_engine(session: Session, layout: Layout, *, per_token: bool = False) -> Iterator[RowEngine]:
+    """Hooks in place for as long as the engine is used; the model is left as it was.
+
+    Cost of a batch: a forward pass, the activation half of a backward pass, and for each matrix use and token
+    k_O O + k_I I multiplications for the sketch. Memory: what autograd keeps, one chunk of logits, the rows.
+    """
+    dtype = torch.promote_types(session.dtype, torch.float32) if session.device.type == "cpu" else session.dtype
+    collector = Collector(
+        layout, dtype=session.dtype if session.dtype == torch.float64 else dtype, device=session.device, per_token=per_token
+    )
+    with capturing(session.model, collector):
+        yield RowEngine(session, collector)
+
+
+def _same_width(batch: Batch) -> Batch:
+    """A contrast's two responses, padded to one length, so that a position means the same in both passes."""
+    other = batch.alternative
+    if other is None or other.tokens_BT.shape == batch.tokens_BT.shape:
+        return batch
+    width = max(batch.tokens_BT.shape[1], other.tokens_BT.shape[1])
+    return replace(_widen(batch, width), alternative=_widen(other, width))
+
+
+def _widen(batch: Batch, width: int) -> Batch:
+    more = width - batch.tokens_BT.shape[1]
+    pad = torch.nn.functional.pad
+    return replace(batch, tokens_BT=pad(batch.tokens_BT, (0, more)), loss_mask_BT=pad(batch.loss_mask_BT, (0, more)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Tap:
+    """Feeds the head's weight gradient from the chunks of logits to the collector."""
+
+    name: str
+    collector: Collector
+
+    def project(self, dlogits_CV: Tensor) -> Tensor:
+        return self.collector.sides[self.name][0].project(dlogits_CV)
+
+    def receive(self, positions_P: Tensor, projected_PK: Tensor, hidden_PH: Tensor) -> None:
+        right_PL = self.collector.sides[self.name][1].project(hidden_PH)
+        self.collector.add_scattered(self.name, positions_P, projected_PK, right_PL)
+
+
+def _tap(session: Session, collector: Collector) -> _Tap | None:
+    if session.head is None:
+        return None
+    names = {parameter: name for name, parameter in session.model.named_parameters()}
+    name = names.get(session.head.linear.weight)
+    return _Tap(name, collector) if name is not None and collector.wants(name) else None

@@ -1,0 +1,97 @@
+"""One forward pass, computed as far as a measure asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from headwater.model.head import HeadTap
+from headwater.types import Batch
+
+if TYPE_CHECKING:
+    from headwater.model.session import Session
+
+
+@dataclass
+class SessionOutputs:
+    """`types.Outputs` over a live session. The backbone runs on first use; logits exist for target positions only."""
+
+    session: Session
+    batch: Batch
+    tap: HeadTap | None = None
+
+    @cached_property
+    def _forward(self) -> tuple[Tensor, Tensor | None]:
+        return self.session.forward(self.batch)
+
+    @property
+    def hidden_BTH(self) -> Tensor:
+        """[B, T, H] the last layer's hidden states after the final norm: what the head reads."""
+        return self._forward[0]
+
+    def class_logits(self) -> Tensor:
+        logits = self._forward[1]
+        if logits is None or self.session.task != "sequence-classification":
+            raise _no_classes(self.session)
+        return logits
+
+    def token_log_probs(self) -> Tensor:
+        if self.session.task != "causal-lm":
+            raise _no_tokens(self.session)
+        rows, before = self.batch.loss_mask_BT[:, 1:].nonzero(as_tuple=True)
+        targets_P = self.batch.tokens_BT[rows, before + 1]
+        log_probs_P = self._target_log_probs(rows, before, targets_P)
+        out_BT = torch.zeros(self.batch.tokens_BT.shape, dtype=log_probs_P.dtype, device=log_probs_P.device)
+        return out_BT.index_put((rows, before + 1), log_probs_P)
+
+    def _target_log_probs(self, rows: Tensor, before: Tensor, targets_P: Tensor) -> Tensor:
+        head, logits_BTV = self.session.head, self._forward[1]
+        if head is not None:
+            positions_P = rows * self.batch.tokens_BT.shape[1] + before
+            return head.log_probs(self.hidden_BTH[rows, before], targets_P, positions_P=positions_P, tap=self.tap)
+        assert logits_BTV is not None, "a session without a plain head computes logits itself"
+        logits_PV = logits_BTV[rows, before]
+        logits_PV = logits_PV.to(torch.promote_types(logits_PV.dtype, torch.float32))
+        return logits_PV.log_softmax(-1).gather(-1, targets_P[:, None]).squeeze(-1)
+
+    @cached_property
+    def alternative(self) -> SessionOutputs | None:
+        other = self.batch.alternative
+        return None if other is None else SessionOutputs(self.session, other, self.tap)
+
+    @torch.no_grad()
+    def representations(self) -> tuple[Tensor, Tensor]:
+        """([B, H], [B, H]) hidden state at the last prompt token, and the mean over the response tokens' own positions.
+
+        A classifier has no response: there the first is the position that it pools, the second the mean over all tokens.
+        """
+        hidden = self.hidden_BTH.detach()
+        rows = torch.arange(len(hidden), device=hidden.device)
+        if self.session.task == "causal-lm":
+            return hidden[rows, self.batch.last_prompt_B], _masked_mean(hidden, self.batch.loss_mask_BT)
+        inside_BT = torch.arange(hidden.shape[1], device=hidden.device) < self.batch.lengths_B[:, None]
+        pooled = torch.zeros_like(rows) if self.session.bidirectional else self.batch.lengths_B - 1
+        return hidden[rows, pooled], _masked_mean(hidden, inside_BT)
+
+
+def _masked_mean(hidden_BTH: Tensor, mask_BT: Tensor) -> Tensor:
+    weights = mask_BT.to(hidden_BTH.dtype)
+    return torch.bmm(weights[:, None], hidden_BTH).squeeze(1) / weights.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _no_classes(session: Session) -> Exception:
+    from headwater.types import UsageError
+
+    return UsageError(
+        f"{session.name} is a causal language model and has no class logits; measure its response instead (response_log_probability)"
+    )
+
+
+def _no_tokens(session: Session) -> Exception:
+    from headwater.types import UsageError
+
+    return UsageError(f"{session.name} is a sequence classifier and has no token probabilities; use the class_logit_margin measure")

@@ -1,0 +1,6 @@
+"""Shared by all tests: a quiet, single-threaded, offline process."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
