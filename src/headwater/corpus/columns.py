@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from headwater.types import DataError, UsageError
@@ -52,7 +52,7 @@ class Columns:
 
     def to_json(self) -> dict[str, str]:
         """{role: column}, the roles in use only."""
-        return {role: name for role, name in asdict(self).items() if name is not None}
+        return {role: name for role, name in vars(self).items() if name is not None}
 
     def check(self, names: Iterable[str], *, source: str) -> None:
         """Raise DataError unless every mapped column is among `names`, the columns that `source` has."""
