@@ -1,0 +1,166 @@
+"""The shape of trace.json, checked once on reading so that nothing after it has to ask whether a field is there."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from headwater.types import DataError
+
+FORMAT = 1
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity become None: JSON for a browser has no word for them, and the page says "not scored"."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_finite)]
+
+
+class Record(BaseModel):
+    """Fields that a later version adds are ignored, so an older reader still shows what it knows."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class MeasureInfo(Record):
+    name: str
+    unit: str | None = None
+
+
+class MethodInfo(Record):
+    name: str
+    unit: str | None = None
+    summary: str = ""
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+
+class Token(Record):
+    text: str
+    target: bool = False
+    log_prob: Number = None
+    contribution: Number = None
+
+
+class Entry(Record):
+    """One training row in one ranking."""
+
+    id: str
+    score: Number
+    standard_error: Number = None
+    z: Number = None
+    p: Number = None
+    q: Number = None
+    hub_rank: int | None = None
+    near_duplicates: list[str] = Field(default_factory=list)
+
+
+class Ranked(Record):
+    proponents: list[Entry] = Field(default_factory=list)
+    opponents: list[Entry] = Field(default_factory=list)
+
+
+class Query(Record):
+    id: str
+    kind: str | None = None
+    prompt: str = ""
+    response: str = ""
+    alternative: str | None = None
+    measure_value: Number = None
+    tokens: list[Token] = Field(default_factory=list)
+    ranked: dict[str, Ranked]
+
+
+class Row(Record):
+    """One training row's text and facts; `planted` marks a row that a demo or a test put there as a known cause."""
+
+    prompt: str = ""
+    response: str = ""
+    source: str = ""
+    row: int = -1
+    group: str = ""
+    label: int | None = None
+    n_tokens: int | None = None
+    n_loss_tokens: int | None = None
+    loss: Number = None
+    copies: int = 1
+    tags: list[str] = Field(default_factory=list)
+
+    @property
+    def planted(self) -> bool:
+        return "planted" in self.tags
+
+
+class Removal(Record):
+    """What one query's measure was before, after removing the found rows, and after removing as many random ones."""
+
+    id: str
+    kind: str | None = None
+    before: Number
+    after_removal: Number
+    after_random_removal: Number
+    precision_at_10: dict[str, Number] = Field(default_factory=dict)
+
+
+class Experiment(Record):
+    title: str = "Removal"
+    removed: int
+    method: str
+    queries: list[Removal]
+    unit: str | None = None
+    note: str = ""
+
+
+class Trace(Record):
+    format: Literal[1]
+    created: str = ""
+    headwater: str = ""
+    model: str
+    revision: str | None = None
+    n_train: int
+    n_bad: int = 0
+    n_reference: int | None = None
+    measure: MeasureInfo
+    primary: str
+    methods: list[MethodInfo] = Field(min_length=1)
+    queries: list[Query]
+    rows: dict[str, Row]
+    experiment: Experiment | None = None
+
+    @model_validator(mode="after")
+    def _refers_to_what_is_there(self) -> Trace:
+        names = [method.name for method in self.methods]
+        if self.primary not in names:
+            raise ValueError(f"primary method {self.primary!r} is not among the methods {names}")
+        for query in self.queries:
+            for method, ranked in query.ranked.items():
+                missing = [e.id for e in (*ranked.proponents, *ranked.opponents) if e.id not in self.rows]
+                if missing:
+                    raise ValueError(f"query {query.id!r}, method {method!r} ranks row {missing[0]!r}, which `rows` does not hold")
+        return self
+
+    @property
+    def ordered_methods(self) -> list[MethodInfo]:
+        """The primary method first, the others in the order of the trace."""
+        return sorted(self.methods, key=lambda method: method.name != self.primary)
+
+
+def parse_trace(value: Any, *, where: str = "trace") -> Trace:
+    """A checked Trace. Raises DataError that names the place, the first field that is wrong, and what was expected."""
+    try:
+        return value if isinstance(value, Trace) else Trace.model_validate(value)
+    except ValidationError as error:
+        raise DataError(f"{where} is not a trace of format {FORMAT}: {_first(error)}. {_ADVICE}") from None
+
+
+_ADVICE = "It was cut short, edited, or written by another version: write it again with `headwater trace RUN ...`."
+
+
+def _first(error: ValidationError) -> str:
+    problems = error.errors(include_url=False, include_input=False)
+    field = ".".join(str(part) for part in problems[0]["loc"]) or "the whole"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{field}: {problems[0]['msg']}{more}"
