@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from headwater.gradient.sites import attach_sites
 from headwater.gradient.sketch import Side, sides
-from headwater.types import Layout
+from headwater.types import Factors, Layout
 
 
 class Collector:
@@ -41,12 +41,9 @@ class Collector:
     def wants(self, name: str) -> bool:
         return name in self.sides
 
-    def add_product(self, name: str, left_BTK: Tensor, right_BTL: Tensor) -> None:
-        """A use of a matrix: `sum_t left_t (x) right_t` of every row, both sides already projected."""
-        if self.per_token:
-            self._add(name, left_BTK.unsqueeze(-1) * right_BTL.unsqueeze(-2))
-        else:
-            self._add(name, torch.bmm(left_BTK.mT, right_BTL))
+    def add_factors(self, name: str, factors: Factors) -> None:
+        """A use of a matrix, both sides already projected: what the block's first dimension indexes is `g`, the second `a`."""
+        self._add(name, factors.per_token() if self.per_token else factors.dense())
 
     def add_scattered(self, name: str, positions_P: Tensor, left_PK: Tensor, right_PL: Tensor) -> None:
         """The same where only some of the batch's flattened positions were used (an expert's tokens)."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from headwater.gradient.capture import Collector
 from headwater.gradient.rows import row_engine
 from headwater.gradient.scope import Scope, make_layout, matrix_shape
 from headwater.gradient.sketch import SketchSpec, sides
@@ -24,6 +23,11 @@ class CaptureCheck:
 
     errors: dict[str, float]
     tolerance: float
+
+    @property
+    def largest(self) -> float:
+        """The worst of the blocks that stayed in scope."""
+        return max((error for error in self.errors.values() if error <= self.tolerance), default=0.0)
 
     @property
     def wrong(self) -> list[str]:
@@ -98,4 +102,3 @@ def _relative_error(captured: Tensor, reference: Tensor) -> float:
     return error / scale if scale > 0 else (0.0 if error == 0.0 else float("inf"))
 
 
-__all__ = ["CaptureCheck", "Collector", "autograd_row", "check_capture", "checked_layout"]

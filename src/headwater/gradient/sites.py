@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from headwater.gradient.sketch import Side
+from headwater.types import Factors
 
 
 class Sink(Protocol):
@@ -27,7 +28,7 @@ class Sink(Protocol):
     shape_BT: tuple[int, int]
 
     def wants(self, name: str) -> bool: ...
-    def add_product(self, name: str, left_BTK: Tensor, right_BTL: Tensor) -> None: ...
+    def add_factors(self, name: str, factors: Factors) -> None: ...
     def add_scattered(self, name: str, positions_P: Tensor, left_PK: Tensor, right_PL: Tensor) -> None: ...
     def add_vector(self, name: str, terms_BTX: Tensor) -> None: ...
 
@@ -73,7 +74,7 @@ def _linear(own: dict[str, str], sink: Sink, transposed: bool, module: nn.Module
         g = _by_row(g, sink)
         if weight and inner is not None:
             outer = _side(sink, weight, 1 if transposed else 0).project(g)
-            sink.add_product(weight, *((inner, outer) if transposed else (outer, inner)))
+            sink.add_factors(weight, Factors(outer, inner) if transposed else Factors(inner, outer))
         if "bias" in own:
             sink.add_vector(own["bias"], g)
 
@@ -91,7 +92,7 @@ def _receive_embedding(name: str, sink: Sink, ids_BT: Tensor, padding_idx: int |
     if padding_idx is not None:
         g = g * (ids_BT != padding_idx).unsqueeze(-1)
     left, right = sink.sides[name]
-    sink.add_product(name, left.one_hot(ids_BT, g.dtype), right.project(g))
+    sink.add_factors(name, Factors(a_BTI=right.project(g), g_BTO=left.one_hot(ids_BT)))
 
 
 def _whole_batch(sink: Sink, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -174,7 +175,7 @@ class _Watch(TorchFunctionMode):
     def _saw_linear(self, out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         for key, parameter in self.parameters.items():
             if weight is parameter:
-                return _listen(out, partial(self._received, self.own[key], x.detach(), 0))
+                return _listen(out, partial(self._received, self.own[key], x.detach()))
             if weight._base is parameter and parameter is not None and parameter.dim() == 3:
                 start = (weight.storage_offset() - parameter.storage_offset()) // parameter.shape[2]
                 return _listen(out, partial(self._received_gathered, self.own[key], x.detach(), start, self.gathered))
@@ -186,9 +187,9 @@ class _Watch(TorchFunctionMode):
                 return _listen(out, partial(_receive_embedding, self.own[key], self.sink, ids, padding_idx))
         return out
 
-    def _received(self, name: str, x: Tensor, start: int, g: Tensor) -> None:
+    def _received(self, name: str, x: Tensor, g: Tensor) -> None:
         left, right = self.sink.sides[name]
-        self.sink.add_product(name, left.project(_by_row(g, self.sink)), right.project(_by_row(x, self.sink)))
+        self.sink.add_factors(name, Factors(a_BTI=right.project(_by_row(x, self.sink)), g_BTO=left.project(_by_row(g, self.sink))))
 
     def _received_gathered(self, name: str, x_PI: Tensor, start: int, positions_P: Tensor | None, g_PO: Tensor) -> None:
         if positions_P is None or len(positions_P) != len(x_PI):

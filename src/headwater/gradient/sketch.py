@@ -39,32 +39,33 @@ class Side:
 
     size: int
     matrix_KX: Tensor | None
+    dtype: torch.dtype = torch.float32
 
     @property
     def stored(self) -> int:
         return self.size if self.matrix_KX is None else len(self.matrix_KX)
 
     def project(self, x: Tensor) -> Tensor:
-        """[..., X] -> [..., K]."""
-        return x if self.matrix_KX is None else x @ self.matrix_KX.T
+        """[..., X] -> [..., K], in this side's dtype whatever the model's."""
+        return x.to(self.dtype) if self.matrix_KX is None else x.to(self.dtype) @ self.matrix_KX.T
 
     def part(self, x: Tensor, *, start: int) -> Tensor:
         """The same for a vector that is zero outside [start, start + x.shape[-1]): one expert's slice of a fused parameter."""
         if self.matrix_KX is None:
-            return torch.nn.functional.pad(x, (start, self.size - start - x.shape[-1]))
-        return x @ self.matrix_KX[:, start : start + x.shape[-1]].T
+            return torch.nn.functional.pad(x.to(self.dtype), (start, self.size - start - x.shape[-1]))
+        return x.to(self.dtype) @ self.matrix_KX[:, start : start + x.shape[-1]].T
 
-    def one_hot(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
+    def one_hot(self, ids: Tensor) -> Tensor:
         """The same for one-hot vectors given by their index: an embedding's input."""
         if self.matrix_KX is None:
-            return torch.nn.functional.one_hot(ids, self.size).to(dtype)
-        return self.matrix_KX.T[ids].to(dtype)
+            return torch.nn.functional.one_hot(ids, self.size).to(self.dtype)
+        return self.matrix_KX.T[ids]
 
 
 def sides(block: Block, seed: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> tuple[Side, ...]:
     """A block's maps, one per dimension: (left, right) of a matrix, one of a vector."""
     return tuple(
-        Side(n, None if k == n else signs(k, n, seed=seed, name=block.name, side=i).to(device, dtype))
+        Side(n, None if k == n else signs(k, n, seed=seed, name=block.name, side=i).to(device, dtype), dtype)
         for i, (k, n) in enumerate(zip(block.stored, block.shape, strict=True))
     )
 

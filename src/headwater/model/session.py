@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+import xxhash
 from torch import Tensor, nn
 
 from headwater.model.head import Head, HeadTap
@@ -61,11 +62,32 @@ class Session:
                 return int(value)
         return 0
 
+    def require_padding(self) -> None:
+        """Raise unless rows of unlike lengths can stand in one batch: a classifier finds its last token by the padding id."""
+        if self.task == "sequence-classification" and getattr(self.network.config, "pad_token_id", None) is None:
+            raise UsageError(
+                f"{self.name} has no padding token, and a sequence classifier needs one to find each row's last token. "
+                "Set config.pad_token_id (the end-of-text id will do) and save the model again."
+            )
+
     @property
     def max_length(self) -> int | None:
         """Positions that the model was made for, where its config says so."""
         value = getattr(self.network.config, "max_position_embeddings", None)
         return int(value) if value else None
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.network.config.get_text_config().hidden_size)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash over every parameter's name and bytes: another checkpoint has another. Cost: one read of the weights."""
+        hasher = xxhash.xxh3_128()
+        for name, parameter in sorted(self.model.named_parameters()):
+            hasher.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            hasher.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return hasher.hexdigest()
 
     def run(self, batch: Batch, *, tap: HeadTap | None = None) -> SessionOutputs:
         return SessionOutputs(self, batch.to(self.device), tap)
@@ -149,7 +171,8 @@ def _config(base: str, options: dict[str, Any]) -> Any:
         return AutoConfig.from_pretrained(base, **options)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"cannot read a model config from {base}: {_first_line(error)}. Expected a folder with config.json (as save_pretrained writes it) or a hub id."
+            f"cannot read a model config from {base}: {_first_line(error)}. "
+            "Expected a folder with config.json (as save_pretrained writes it) or a hub id."
         ) from error
 
 
@@ -172,7 +195,8 @@ def _network(base: str, task: Task, dtype: str, options: dict[str, Any]) -> Any:
         return factory.from_pretrained(base, dtype=DTYPES[dtype], **options)
     except Exception as error:  # damaged weights surface as many types: safetensors, OSError, RuntimeError, KeyError
         raise DataError(
-            f"cannot load the weights of {base} as {task}: {_first_line(error)}. If the files were copied or downloaded, one may be incomplete."
+            f"cannot load the weights of {base} as {task}: {_first_line(error)}. "
+            "If the files were copied or downloaded, one may be incomplete."
         ) from error
 
 
@@ -232,7 +256,7 @@ def _is_causal(network: Any) -> bool:
 
 
 def _plain_head(session: Session) -> Head | None:
-    """The output layer, if applying it to the backbone's hidden states gives the model's own logits; None sends all logits through the model.
+    """The output layer, if applying it to the backbone's hidden states gives the model's own logits; else None: the model makes them.
 
     Checked by number, not by name: an architecture that does something more to its logits is caught here.
     """

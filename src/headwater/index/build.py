@@ -1,0 +1,243 @@
+"""From a model and its training data to an index: session, corpus, layout, then shard by shard what is missing.
+
+Letters: N rows of a shard · D stored numbers of a gradient row · H hidden size · K blocks.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headwater.corpus import Corpus, collate, count_copies, load_corpus, number_copies, plan_batches
+from headwater.gradient.check import CaptureCheck, checked_layout
+from headwater.gradient.rows import RowEngine, row_engine
+from headwater.gradient.scope import Scope, find_scope
+from headwater.gradient.sketch import SketchSpec
+from headwater.index.atomic import write_atomically, write_json
+from headwater.index.files import committed, read_parts, table_path
+from headwater.index.read import StoredIndex
+from headwater.index.spec import IndexSpec
+from headwater.index.table import read_column
+from headwater.index.write import Part, ShardData, Writer
+from headwater.model import measures
+from headwater.model.session import Session, load_session
+from headwater.progress import say, track
+from headwater.recipe import DataOptions, IndexRecipe, ModelOptions
+from headwater.types import Example, Layout
+
+PILOT_ROWS = 3
+IN_MEMORY = "<in memory>"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an index of this model and scope will hold, settled before any long work."""
+
+    layout: Layout
+    scope: Scope
+    check: CaptureCheck
+
+
+def build_index(recipe: IndexRecipe, run: str | Path, *, session: Session | None = None, data: Any = None, append: bool = False) -> StoredIndex:
+    """Index a corpus into `run`, or go on with an index that was interrupted, or (with `append`) add a corpus to one.
+
+    `session` and `data` stand in for what the recipe names, where they are at hand already. Cost: less than one training pass over the
+    rows. Raises UsageError, DataError, LayoutMismatch or IntegrityError before anything is written or changed.
+    """
+    run = Path(run)
+    session = session or open_session(recipe.model)
+    corpus = open_corpus(recipe.data, session, data)
+    say(corpus.report.summary())
+    plan = settle(recipe, session, corpus.examples)
+    writer = Writer.open(run, _spec(recipe, session, plan.layout))
+    part = writer.begin(corpus.fingerprint, len(corpus), append=append)
+    _write_records(run, part, recipe, session, corpus, plan)
+    _fill(writer, part, _numbered(writer, part, corpus), session, plan.layout, recipe.engine.token_budget)
+    return StoredIndex.open(run)
+
+
+def open_session(options: ModelOptions) -> Session:
+    values = options.model_dump()
+    return load_session(values.pop("path"), **values)
+
+
+def open_corpus(options: DataOptions, session: Session, data: Any = None) -> Corpus:
+    """The rows as the model will see them. Their longest length is the model's own limit unless a smaller one is given."""
+    return load_corpus(
+        options.source if data is None else data,
+        session.tokenizer,
+        columns=options.columns,
+        split=options.split,
+        limit=options.limit,
+        **encoding(options, session),
+    )
+
+
+def encoding(options: DataOptions, session: Session) -> dict[str, Any]:
+    """What rows and queries must share, so that the same text gives the same tokens."""
+    limits = [limit for limit in (options.max_length, session.max_length) if limit is not None]
+    labels = session.network.config.label2id if session.task == "sequence-classification" else None
+    return {
+        "chat_template": options.chat_template,
+        "loss_on": options.loss_on,
+        "max_length": min(limits) if limits else None,
+        "label2id": labels,
+    }
+
+
+def settle(recipe: IndexRecipe, session: Session, examples: Sequence[Example]) -> Plan:
+    """Scope and layout, with every block's capture held against autograd on a few short rows."""
+    session.require_padding()
+    scope = find_scope(session.model, include=recipe.scope.include, exclude=recipe.scope.exclude)
+    spec = SketchSpec(rank=recipe.sketch.rank, whole_below=recipe.sketch.whole_below, seed=recipe.sketch.seed)
+    short = sorted(examples[:256], key=lambda example: (example.n_tokens, example.id))[:PILOT_ROWS]
+    rows, singles = collate(short, pad_id=session.pad_id), [collate([example], pad_id=session.pad_id) for example in short]
+    layout, scope, check = checked_layout(session, scope, spec, rows, singles, measures.LOSS)
+    for name in check.wrong:
+        say(f"out of scope: {name} (captured gradient differs from autograd's by {check.errors[name]:.1e})")
+    return Plan(layout, scope, check)
+
+
+def _spec(recipe: IndexRecipe, session: Session, layout: Layout) -> IndexSpec:
+    facts = {"model": session.fingerprint, "task": session.task, "model_dtype": str(session.dtype), "measure": measures.LOSS.name}
+    return IndexSpec(
+        layout=layout, dtype=recipe.store.dtype, hidden_size=session.hidden_size, shard_rows=recipe.store.shard_rows, facts=facts
+    )
+
+
+def _numbered(writer: Writer, part: Part, corpus: Corpus) -> Sequence[Example]:
+    """Copies of rows that earlier parts hold get the next numbers."""
+    earlier = [commit.rows for commit in committed(writer.run, spec=writer.spec.fingerprint) if commit.rows.start < part.rows.start]
+    ids = (row_id for rows in earlier for row_id in read_column(table_path(writer.run, rows), "id").tolist())
+    return number_copies(corpus.examples, count_copies(ids))
+
+
+def _fill(writer: Writer, part: Part, examples: Sequence[Example], session: Session, layout: Layout, token_budget: int) -> None:
+    missing = part.missing()
+    if not missing:
+        return
+    chosen = [[examples[row - part.rows.start] for row in rows] for rows in missing]
+    plans = [plan_batches([example.n_tokens for example in shard], token_budget=token_budget) for shard in chosen]
+    with row_engine(session, layout) as engine:
+
+        def work() -> Iterator[None]:
+            for rows, shard, plan in zip(missing, chosen, plans, strict=True):
+                data = _Filling(shard, layout, session.hidden_size)
+                for positions in plan:
+                    data.put(positions, engine, session.pad_id)
+                    yield
+                writer.write(rows, data.shard())
+
+        n_rows = sum(len(rows) for rows in missing)
+        for _ in track(work(), total=sum(map(len, plans)), description=f"indexing {n_rows:,} rows"):
+            pass
+
+
+class _Filling:
+    """The rows of one shard, in their own order, while its batches come in theirs."""
+
+    def __init__(self, examples: Sequence[Example], layout: Layout, hidden_size: int) -> None:
+        n = len(examples)
+        self.examples, self.layout = examples, layout
+        self.gradient_ND = torch.empty(n, layout.size)
+        self.first_NH, self.response_NH = torch.empty(n, hidden_size), torch.empty(n, hidden_size)
+        self.loss_N = np.empty(n)
+
+    def put(self, positions: Sequence[int], engine: RowEngine, pad_id: int) -> None:
+        rows = engine.rows(collate([self.examples[i] for i in positions], pad_id=pad_id), measures.LOSS)
+        where = torch.tensor(positions)
+        self.gradient_ND[where] = rows.gradient_BD.float().cpu()
+        self.first_NH[where] = rows.representation_BH.float().cpu()
+        self.response_NH[where] = rows.representation_response_BH.float().cpu()
+        self.loss_N[positions] = rows.value_B.double().cpu().numpy()
+
+    def shard(self) -> ShardData:
+        columns = example_columns(self.examples)
+        return ShardData(
+            self.gradient_ND,
+            block_norms(self.gradient_ND, self.layout),
+            {**columns, "loss": self.loss_N.tolist()},
+            self.first_NH,
+            self.response_NH,
+        )
+
+
+def block_norms(gradient_ND: Tensor, layout: Layout) -> Tensor:
+    """[N, K] the norm of each block of a row."""
+    ends = layout.offsets
+    return torch.stack([gradient_ND[:, a:b].norm(dim=1) for a, b in zip(ends, ends[1:], strict=False)], dim=1)
+
+
+def example_columns(examples: Sequence[Example]) -> dict[str, list[Any]]:
+    """The row table of these examples, but for what only the model knows."""
+    return {
+        "id": [e.id for e in examples],
+        "prompt": [e.prompt for e in examples],
+        "response": [e.response for e in examples],
+        "group": [e.group for e in examples],
+        "source": [e.source for e in examples],
+        "row": [e.row for e in examples],
+        "label": [e.label for e in examples],
+        "n_tokens": [e.n_tokens for e in examples],
+        "n_loss_tokens": [e.n_loss_tokens for e in examples],
+        "truncated": [bool(e.meta.get("truncated", False)) for e in examples],
+    }
+
+
+def _write_records(run: Path, part: Part, recipe: IndexRecipe, session: Session, corpus: Corpus, plan: Plan) -> None:
+    """run.json, recipe.yaml and corpus.json of the first corpus; the same with the part's number for those appended to it. Written once."""
+    number = sum(record.rows.start < part.rows.start for record in read_parts(run)) + 1
+    suffix = "" if number == 1 else f"-{number}"
+    if (run / f"run{suffix}.json").exists():
+        return
+    write_json(run / f"corpus{suffix}.json", corpus.report.to_json())
+    write_atomically(run / f"recipe{suffix}.yaml", recipe.to_yaml().encode())
+    write_json(run / f"run{suffix}.json", _record(recipe, session, corpus, plan, append=number > 1))
+
+
+def _record(recipe: IndexRecipe, session: Session, corpus: Corpus, plan: Plan, *, append: bool) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "append": append,
+        "recipe": recipe.model_dump(mode="json"),
+        "session": session.describe(),
+        "model_fingerprint": session.fingerprint,
+        "corpus_fingerprint": corpus.fingerprint,
+        "scope": plan.scope.to_json(),
+        "layout": {"fingerprint": plan.layout.fingerprint, "numbers_per_row": plan.layout.size, "blocks": len(plan.layout.blocks)},
+        "capture_check": {"largest_relative_error": plan.check.largest, "tolerance": plan.check.tolerance},
+        "environment": environment(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions and what else the numbers may depend on in their last digits."""
+    from importlib.metadata import version
+
+    names = ("headwater", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
+    return {
+        "versions": {name: version(name) for name in names},
+        "git": _git_revision(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _git_revision() -> str | None:
+    """The commit of the source tree that this package runs from; None for an installed one."""
+    head = Path(__file__).parents[3] / ".git"
+    try:
+        ref = (head / "HEAD").read_text().strip()
+        return ref if not ref.startswith("ref: ") else (head / ref.removeprefix("ref: ")).read_text().strip()
+    except OSError:
+        return None
