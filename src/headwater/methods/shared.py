@@ -1,0 +1,128 @@
+"""What the methods share: checks before any number is computed, cosines, and the one place where Scores are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from headwater.types import Index, IntegrityError, Scores, State, UsageError
+
+Text = Literal["prompt", "response", "both"]
+
+
+def check(method: Any, index: Index, queries: Index) -> None:
+    """Raise unless both sides have what the method needs, mean the same parameters, and stand on the right side.
+
+    UsageError: a feature that was not stored, or query and train swapped. LayoutMismatch: gradients of other parameters.
+    """
+    for side, name in ((index, "the index"), (queries, "the queries")):
+        missing = sorted(method.requires - side.features)
+        if missing:
+            raise UsageError(
+                f"{method.name} needs {', '.join(missing)}, which {name} lacks (there: {', '.join(sorted(side.features)) or 'nothing'}). "
+                "Index again with it, or choose another method: `headwater methods` says what each needs."
+            )
+    if "gradient" in method.requires:
+        _check_sides(method.name, index, queries)
+        index.layout.check(queries.layout)
+
+
+def _check_sides(name: str, index: Index, queries: Index) -> None:
+    """Swapped sides give a score of the wrong sign or of the wrong thing, and nothing else shows it."""
+    if (index.gradient_of, queries.gradient_of) != ("loss", "measure"):
+        raise UsageError(
+            f"{name} got rows with the gradient of their {index.gradient_of} and queries with their {queries.gradient_of}'s, expected "
+            "loss and measure. Likely cause: index and queries are swapped in score(state, index, queries)."
+        )
+
+
+def make_scores(method: Any, values_QN: Tensor | np.ndarray, index: Index, queries: Index, **provenance: Any) -> Scores:
+    """Scores in float32 under both sides' ids; the provenance says the method's options, the number of rows, and what is given."""
+    return Scores(
+        values_QN=np.asarray(values_QN, dtype=np.float32),
+        query_ids=tuple(queries.ids),
+        train_ids=tuple(index.ids),
+        method=method.name,
+        unit=method.unit,
+        provenance={**asdict(method), "n_rows": len(index), **provenance},
+    )
+
+
+def same_for_every_query(values_N: np.ndarray, queries: Index) -> np.ndarray:
+    """[N] -> [Q, N] float32: what a method says that looks at the training row alone."""
+    return np.repeat(np.asarray(values_N, dtype=np.float32)[None], len(queries), axis=0)
+
+
+# ---------------------------------------------------------------------------------------------------------- state
+
+
+def rows_key(index: Index) -> Tensor:
+    """[16] uint8: a hash of the ids in order. Kept in a state, so that a state fitted on other rows is noticed."""
+    hasher = xxhash.xxh3_128()
+    for row_id in index.ids:
+        hasher.update(f"{row_id}\n".encode())
+    return torch.from_numpy(np.frombuffer(hasher.digest(), dtype=np.uint8).copy())
+
+
+def check_rows(state: State, index: Index) -> None:
+    """Raise IntegrityError where `state` was fitted on other rows than these, or on these in another order."""
+    if not torch.equal(state["rows"], rows_key(index)):
+        raise IntegrityError(
+            f"this state was fitted on other rows than the {len(index)} of this index. Likely cause: rows were appended or removed "
+            "since. Fit the method again on the index as it is now."
+        )
+
+
+# -------------------------------------------------------------------------------------------------------- cosines
+
+
+def whole(index: Index, feature: str) -> Tensor:
+    """[Q, D] every row of a feature: for queries, which are few."""
+    return index.take(feature, np.arange(len(index)))
+
+
+def fit_norms(index: Index, feature: str) -> State:
+    """{"norm": [N], "rows": key}. One pass over the feature, block by block; NaN for a bad row."""
+    norms = [torch.linalg.vector_norm(block_ND, dim=1) for _, block_ND in index.blocks(feature)]
+    return {"norm": torch.cat(norms) if norms else torch.zeros(0), "rows": rows_key(index)}
+
+
+def cosines(state: State, index: Index, queries: Index, feature: str) -> Tensor:
+    """[Q, N] `q . n / (|q| |n|)`. A vector of zeros has no direction: its cosine is 0, no evidence. NaN stays NaN."""
+    check_rows(state, index)
+    scale_N = divide(torch.ones_like(state["norm"]), state["norm"])
+    return index.products(feature, unit_length(whole(queries, feature)), scale_N=scale_N)
+
+
+def unit_length(rows_ND: Tensor) -> Tensor:
+    return divide(rows_ND, torch.linalg.vector_norm(rows_ND, dim=-1, keepdim=True))
+
+
+def divide(x: Tensor, by: Tensor) -> Tensor:
+    """x / by, and 0 where `by` is 0."""
+    return torch.where(by == 0, torch.zeros_like(x), x / by)
+
+
+# ----------------------------------------------------------------------------------------------------------- text
+
+
+def check_text(method: str, text: str) -> None:
+    if text not in get_args(Text):
+        raise UsageError(f"{method}: text is {text!r}, expected one of {', '.join(get_args(Text))}")
+
+
+def texts(index: Index, text: Text) -> list[str]:
+    """The text of every row that a text method compares: its prompt, its response, or one after the other."""
+    if text == "both":
+        return [f"{prompt}\n{response}" for prompt, response in zip(texts(index, "prompt"), texts(index, "response"), strict=True)]
+    return _strings(index.column(text))
+
+
+def _strings(column: Iterable[Any]) -> list[str]:
+    return ["" if value is None else str(value) for value in column]

@@ -1,0 +1,40 @@
+"""Every registered method through every check of the public conformance suite."""
+
+from __future__ import annotations
+
+import pytest
+
+from headwater.methods import get, names
+from headwater.progress import quiet
+from headwater.testing import Case, check_method, method_checks, toy_queries, toy_rows
+from tests.conform.encoder import save_tiny_encoder
+
+UNLOADED = {"embedding": {"model": "given by the fixture"}}  # what cannot be built without a file
+CHECKS = [(name, id) for name in names() for id, _ in method_checks(get(name, **UNLOADED.get(name, {})))]
+
+
+@pytest.fixture(scope="session")
+def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    return {"embedding": {"model": save_tiny_encoder(tmp_path_factory.mktemp("encoder"))}}
+
+
+@pytest.mark.parametrize(("name", "check"), CHECKS, ids=[f"{name}-{check}" for name, check in CHECKS])
+def test_method(name: str, check: str, options: dict[str, dict[str, str]]) -> None:
+    with quiet():
+        dict(method_checks(get(name, **options.get(name, {}))))[check]()
+
+
+def test_every_kind_of_check_is_run() -> None:
+    """A gradient method in nats meets all of them; a control only those that concern it."""
+    ids = {name: {id for id, _ in method_checks(get(name))} for name in ("grad_dot", "grad_cos", "random")}
+    assert {"sign", "scaled_measure", "layout_mismatch_refused", "twice_the_corpus_halves_nats"} <= ids["grad_dot"]
+    assert ids["grad_dot"] - ids["grad_cos"] == {"twice_the_corpus_halves_nats"}
+    assert ids["random"] < ids["grad_cos"]
+
+
+def test_rows_of_ones_own() -> None:
+    index, queries = toy_rows(9, seed=7).index(), toy_queries(3, seed=8).index()
+    assert {outcome.status for outcome in check_method(get("grad_cos"), index=index, queries=queries)} == {"passed"}
+    case: Case = method_checks(get("grad_cos"), index=index, queries=queries)[0][1].args[0]
+    assert case.train.ids == index.ids
+    assert case.queries.gradient_of == "measure"
