@@ -258,8 +258,12 @@ def write_sample_run(run: Path, *, trace: dict[str, Any] | None = None) -> Path:
             "blocks": [{"name": "q_proj", "shape": [256, 256], "stored": [16, 16]}, {"name": "norm", "shape": [256], "stored": [256]}],
         },
     }
+    outside = {"reason": "tied embedding", "tensors": 1, "parameters": 65536, "names": ["embed_tokens.weight"]}
     files = {
-        "run.json": {"seed": 0, "out_of_scope": {"embed_tokens.weight": "tied embedding"}},
+        "run.json": {
+            "seed": 0,
+            "scope": {"outside": [{"reason": "tied embedding", "tensors": 1, "parameters": 65536, "names": ["embed_tokens.weight"]}]},
+        },
         "corpus.json": sample_corpus(),
         "index/index.json": index,
         "scores/demo/trace.json": trace or sample_trace(),

@@ -95,7 +95,7 @@ def test_hostile_text_in_every_text_field_is_inert(text: str) -> None:
         trace,
         findings=[finding],
         corpus={text: {text: text}, "listed": {text: [text]}},
-        run={"out_of_scope": [text]},
+        run={"scope": {"outside": [text, {"reason": text, "names": [text]}]}},
         index={text: text},
         name=text,
     )
@@ -255,7 +255,7 @@ def test_write_report_reads_every_artefact(tmp_path: Path) -> None:
         "bfloat16",
         "512",
         "65,792",
-        "1 parameter is out of scope",
+        "65,536 parameters are out of scope",
         "embed_tokens.weight",
         "Two sketch seeds share 4 of 10 rows",
         f"headwater replay '{run}'",

@@ -14,17 +14,10 @@ from typing import Any
 from headwater.report.artefacts import parse_findings, read_artefacts
 from headwater.report.experiment import experiment_findings
 from headwater.report.markup import Markup, join, json_island
+from headwater.report.provenance import corpus_section, index_section, reproduce_section
+from headwater.report.removal import experiment_section
 from headwater.report.schema import Trace, parse_trace
-from headwater.report.sections import (
-    corpus_section,
-    experiment_section,
-    findings_section,
-    header_facts,
-    how_to_read,
-    index_section,
-    reproduce_section,
-    summary_section,
-)
+from headwater.report.sections import findings_section, header_facts, how_to_read, summary_section
 from headwater.report.text import legible
 from headwater.report.view import explorer
 from headwater.types import Finding, UsageError

@@ -15,6 +15,11 @@ from headwater.report.text import HIDDEN
 TEXT_LIMIT = 20_000  # characters of one text that go into the page; the rest is named by its length and stays in the source
 TOP = 10  # ranks that methods are compared on
 COMPARED_ROWS = 24
+KINDS = {
+    "planted": "A small group of training rows was made to teach this behaviour.",
+    "ordinary": "An ordinary question; its causes are not known beforehand.",
+    "control": "Nothing in the training data causes this: a confident list here would be a false one.",
+}
 INTERVAL = 1.96  # standard errors on each side of a score: 95 % under a normal error
 
 
@@ -25,6 +30,7 @@ def explorer(trace: Trace) -> dict[str, Any]:
         "hidden": HIDDEN,
         "interval": INTERVAL,
         "top": TOP,
+        "kinds": KINDS,
         "measure": trace.measure.model_dump(),
         "primary": trace.primary,
         "n_train": trace.n_train,

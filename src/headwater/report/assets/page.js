@@ -109,12 +109,7 @@ function step(event, count, at, go) {
 
 // ------------------------------------------------------------------------------------------------- the query's text
 
-const KINDS = {
-  planted: "A small group of training rows was made to teach this behaviour.",
-  ordinary: "An ordinary question; its causes are not known beforehand.",
-  control: "Nothing in the training data causes this: a confident list here would be a false one.",
-};
-const kindTitle = (kind) => (Object.hasOwn(KINDS, kind) ? KINDS[kind] : null);
+const kindTitle = (kind) => (Object.hasOwn(data.kinds, kind) ? data.kinds[kind] : null);
 const badge = (name, title, kind = name) => h("span", { class: `badge badge-${kind}`, title }, name);
 
 function queryText(query) {
