@@ -1,6 +1,7 @@
 import pytest
 
 from headwater.corpus import Columns
+from headwater.corpus.columns import as_columns
 from headwater.types import DataError, UsageError
 
 
@@ -55,3 +56,10 @@ def test_a_spec_that_is_not_one_complete_form_is_refused(spec):
 def test_a_mapped_column_that_is_absent_is_named_with_its_file():
     with pytest.raises(DataError, match=r"train\.csv.*'a', 'b'.*'answer' \(for response\)"):
         Columns(prompt="a", response="answer").check(["a", "b"], source="train.csv")
+
+
+def test_a_mapping_may_name_columns_that_a_spec_could_not():
+    assert as_columns({"text": "a,b=c"}) == Columns(text="a,b=c")
+    assert as_columns("text=a") == as_columns(Columns(text="a")) == Columns(text="a")
+    with pytest.raises(UsageError, match="role=column"):
+        as_columns({"body": "a"})

@@ -203,3 +203,10 @@ def test_other_refusals(tmp_path):
         read_rows(tmp_path)
     with pytest.raises(UsageError, match="limit 0"):
         read_rows(ROWS, limit=0)
+
+
+def test_a_row_of_a_megabyte_is_read_whole(tmp_path):
+    text = "wide, \U0001f600 " * 100_000
+    _written(tmp_path / "t.csv", f'text,n\n"{text}",1\n')
+    write_jsonl(tmp_path / "t.jsonl", [{"text": text}])
+    assert read_rows(tmp_path / "t.csv").rows[0].values["text"] == read_rows(tmp_path / "t.jsonl").rows[0].values["text"] == text

@@ -47,7 +47,10 @@ def resolve_template(tokenizer: PreTrainedTokenizerBase, chat_template: str | Pa
         raise UsageError(
             f'got chat template {given!r}, which is neither a Jinja template nor a file; check the path, or "none" for no template'
         )
-    return Path(given).read_text(encoding="utf-8")
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"chat template {given}: not readable as UTF-8 text ({error})") from error
 
 
 def as_messages(value: Any) -> list[Message]:
@@ -55,7 +58,7 @@ def as_messages(value: Any) -> list[Message]:
     if value is None:
         raise UnusableRow("empty", "no messages")
     if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(m, Mapping) for m in value):
-        raise UnusableRow("undecodable", f"messages are a {type(value).__name__}, expected a list of {{role, content}}")
+        raise UnusableRow("undecodable", f"messages are of type {type(value).__name__}, expected a list of {{role, content}}")
     return [_as_message(m) for m in value]
 
 

@@ -65,12 +65,19 @@ class Columns:
     def parse(spec: str) -> Columns:
         """`"prompt=question,response=answer"` -> Columns. Raises UsageError."""
         pairs = [part.partition("=") for part in spec.split(",")]
-        roles = [role.strip() for role, _, _ in pairs]
+        mapping = {role.strip(): name.strip() for role, _, name in pairs}
+        if len(mapping) < len(pairs):
+            raise UsageError(f"got columns {spec!r}, expected each role once; {HOW_TO_MAP}")
+        return Columns.of(mapping)
+
+    @staticmethod
+    def of(mapping: Mapping[str, str]) -> Columns:
+        """{role: column} -> Columns. Raises UsageError for a role that does not exist or a column without a name."""
         known = [f.name for f in fields(Columns)]
-        wrong = [role for role, (_, sign, name) in zip(roles, pairs, strict=True) if role not in known or not sign or not name.strip()]
-        if wrong or len(set(roles)) < len(roles):
-            raise UsageError(f"got columns {spec!r}, expected role=column pairs, each role once, roles among {known}; {HOW_TO_MAP}")
-        return Columns(**{role: name.strip() for role, (_, _, name) in zip(roles, pairs, strict=True)})
+        wrong = [f"{role}={name}" for role, name in mapping.items() if role not in known or not name]
+        if wrong:
+            raise UsageError(f"got {wrong} among the columns, expected role=column with roles among {known}; {HOW_TO_MAP}")
+        return Columns(**mapping)
 
     @staticmethod
     def detect(names: Iterable[str], *, source: str = "the data") -> Columns:
@@ -94,4 +101,4 @@ def as_columns(value: Columns | str | Mapping[str, str] | None) -> Columns | Non
     """What a user may give for columns, as Columns; None stays None (detect)."""
     if value is None or isinstance(value, Columns):
         return value
-    return Columns.parse(value if isinstance(value, str) else ",".join(f"{role}={name}" for role, name in value.items()))
+    return Columns.parse(value) if isinstance(value, str) else Columns.of(value)

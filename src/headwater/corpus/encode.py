@@ -75,7 +75,8 @@ def encode(
 
     prompt + response: through the chat template (the tokenizer's own, or `chat_template`: Jinja, a file, or "none"). Without a
     template the opening tokens that the tokenizer adds, the prompt's tokens, the response's tokens, and the end token where there is one;
-    prompt and response are tokenised apart, so that the boundary is exact and the prompt's tokens are those that generation starts from.
+    prompt and response are tokenised apart, so that the boundary is exact and the prompt's tokens are those that generation starts from
+    (a tokenizer that puts a space before every text, as SentencePiece may, therefore puts one before the response too).
     messages: every assistant turn is a target. text: every token but the first. text + label: no targets, `label` is set.
     With a template the conversation is tokenised as one text; a token that holds characters of both sides belongs to the answer.
     `loss_on="all"` makes every token but the first a target.
@@ -165,7 +166,7 @@ def _nothing_left(rows: RawRows, listings: list[Listing], settings: Mapping[str,
     counts = Counter(listing.reason for listing in listings)
     why = "; ".join(f"{count} {reason} (first: {first[reason]})" for reason, count in counts.items())
     return DataError(
-        f"none of {rows.n_read} rows of {', '.join(rows.columns)} can be used: {why}. Columns were read as {settings['columns']}, "
+        f"none of {rows.n_read} rows read from {', '.join(rows.columns)} can be used: {why}. Columns were read as {settings['columns']}, "
         f"with at most {settings['max_length']} tokens; map other columns or raise --max-length"
     )
 

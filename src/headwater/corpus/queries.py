@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 EXTRAS = ("id", "kind", "alternative", "span")
+FIELDS = ("prompt", "response", "messages", "text", "label", *EXTRAS)
 
 
 @dataclass(frozen=True)
 class RenderedQuery:
     row: RawRow
+    columns: Columns
     text: Rendered
     alternative: Rendered | None
     span: tuple[int, int] | None  # characters of the joined pieces
@@ -41,7 +43,10 @@ def query(
     label2id: Mapping[str, int] | None = None,
     **fields: Any,
 ) -> Example:
-    """One query from its fields: `query(tokenizer, prompt="...", response="...")`; all fields of `read_queries`."""
+    """One query from its fields: `query(tokenizer, prompt="...", response="...")`; all fields of `read_queries`, under those names."""
+    unknown = sorted(set(fields) - set(FIELDS))
+    if unknown:
+        raise UsageError(f"got {unknown} for a query, expected fields among {list(FIELDS)}; check the spelling")
     queries = read_queries([fields], tokenizer, chat_template=chat_template, loss_on=loss_on, max_length=max_length, label2id=label2id)
     return queries[0]
 
@@ -117,7 +122,7 @@ def _render(row: RawRow, columns: Columns, renderer: Renderer) -> RenderedQuery:
         other = None if alternative is None else renderer.render(_with_response(row, columns, alternative), columns)
     except UnusableRow as why:
         raise UsageError(f"{_where(row)} cannot be used ({why.reason}): {why.note}; a query needs a response in text") from why
-    return RenderedQuery(row, text, other, None if span is None else _resolve_span(row, text, span))
+    return RenderedQuery(row, columns, text, other, None if span is None else _resolve_span(row, text, span))
 
 
 def _with_response(row: RawRow, columns: Columns, response: Any) -> dict[str, Any]:
@@ -174,7 +179,7 @@ def _to_query(q: RenderedQuery, encoded: Encoded, other: Encoded | None) -> Exam
                 f"{_where(q.row)}: none of its {tokens.n_full} tokens is left to explain; raise --max-length or widen the span"
             )
     example = to_example(q.text, encoded, source=q.row.source, row=q.row.row)
-    used = {"id", "alternative", "prompt", "response", "messages", "text", "label"}
+    used = {"id", "alternative", *q.columns.to_json().values()}
     extra = {name: value for name, value in q.row.values.items() if name not in used}
     alternative = to_example(q.alternative, other, source=q.row.source, row=q.row.row) if q.alternative and other else None
     name = q.row.values.get("id")

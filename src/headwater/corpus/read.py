@@ -101,7 +101,7 @@ def _sources(data: Any, *, split: str | None) -> Iterable[tuple[str, Rows]]:
         return _hub(str(data), split=split)
     if isinstance(data, (list, tuple)):
         _refuse_split(split, "a list of rows")
-        return [("rows", _dicts(data))]
+        return [("list", _dicts(data))]
     return _dataset(data, source="dataset", split=split)
 
 
@@ -193,7 +193,7 @@ def _dataset_rows(data: datasets.Dataset, *, batch_size: int = 1000) -> Rows:
 
 def _dicts(rows: Iterable[Any]) -> Rows:
     for row in rows:
-        yield row if isinstance(row, Mapping) else UnusableRow("undecodable", f"a {type(row).__name__}, expected a dict")
+        yield row if isinstance(row, Mapping) else UnusableRow("undecodable", f"of type {type(row).__name__}, expected a dict")
 
 
 def _jsonl(path: Path) -> Rows:
@@ -311,8 +311,11 @@ def _tsv(path: Path) -> Rows:
 
 
 def _refuse_binary(path: Path) -> None:
-    with path.open("rb") as file:
-        head = file.read(8192)
+    try:
+        with path.open("rb") as file:
+            head = file.read(8192)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened ({error}); check that you may read it") from error
     kind = next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
     if kind or b"\0" in head:
         what = kind or "a binary file, or text that is not UTF-8"

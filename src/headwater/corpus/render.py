@@ -162,7 +162,7 @@ def text_of(values: Mapping[str, Any], column: str | None, *, may_be_blank: bool
     value = values.get(str(column))
     value = "" if value is None else value
     if not isinstance(value, str):
-        raise UnusableRow("undecodable", f"{column} is a {type(value).__name__}, expected text")
+        raise UnusableRow("undecodable", f"{column} is of type {type(value).__name__}, expected text")
     _check_text(value)
     if not may_be_blank and not value.strip():
         raise UnusableRow("empty", f"{column} is blank")

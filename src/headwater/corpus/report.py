@@ -51,8 +51,9 @@ def refuse_mostly_undecodable(listings: Iterable[Listing], n_rows: Mapping[str, 
             bad[listing.source].append(listing)
     for source, rows in bad.items():
         if 2 * len(rows) > n_rows[source]:
+            first = min(rows, key=lambda listing: listing.row)
             raise DataError(
-                f"{source}: {len(rows)} of {n_rows[source]} rows cannot be read, first row {rows[0].row}: {rows[0].note}. "
+                f"{source}: {len(rows)} of {n_rows[source]} rows cannot be read, first row {first.row}: {first.note}. "
                 "The file is probably not of the kind that its name or the column mapping says; repair it or map other columns."
             )
 
