@@ -1,0 +1,218 @@
+"""The product of queries with every stored row: scanned in the stored dtype, and exact where a rank is decided.
+
+Q queries · N rows · n rows of a block · D numbers of a row · K best rows
+
+On a processor with bfloat16 arithmetic a bfloat16 index is scanned without upcasting it: the queries are rounded to bfloat16
+too, and sums run in float32. That costs about three digits, so the rows that decide an answer are scored again in float64 from the
+numbers that are stored. Which rows those are is not guessed: the error of each scanned product is bounded, and every row
+that could be among the best by that bound is scored again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headwater.index.codec import Stored, decode
+from headwater.types import DataError, Layout
+
+RESCORED = 100  # rows at either end of each query whose products are exact in `products`
+QUERY_GROUP = 64  # always this many columns, padded with zeros: a query's numbers do not depend on its company
+EXACT_ROWS = 256  # rows held in float64 at once
+
+UNIT_F32, UNIT_BF16 = 2.0**-24, 2.0**-8  # half the distance between neighbouring numbers, relative
+SMALLEST = 2.0**-126  # below this the processor may read and write zeros
+
+
+class Rows(Protocol):
+    """What a scan asks of an index. Both kinds of index have it."""
+
+    @property
+    def layout(self) -> Layout: ...
+
+    def stored_blocks(self, feature: str) -> Iterator[tuple[int, Stored]]:
+        """(position of the first row, rows as stored), in order."""
+        ...
+
+    def stored_rows(self, feature: str, positions: Sequence[int] | np.ndarray) -> Stored: ...
+
+    def norms(self, feature: str) -> Tensor:
+        """[N] of the stored numbers; NaN for a bad row."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+class Scan(NamedTuple):
+    """Products with a bound on their errors: the float64 product of the stored numbers is within `values ± errors`."""
+
+    values_QN: Tensor
+    errors_QN: Tensor
+
+
+class Top(NamedTuple):
+    """The best rows of each query, best first; equal products stand in the order of the rows. float64."""
+
+    values_QK: Tensor
+    positions_QK: Tensor
+
+
+def products(index: Rows, feature: str, queries_QD: Tensor, *, scale_N: Tensor | None = None) -> Tensor:
+    """[Q, N] float32 inner products with every row, times `scale_N` where given (1 / norm for cosines).
+
+    Cost Q N D multiplications and one pass over the stored bytes. In the fast scan of a bfloat16 index the `RESCORED` highest and
+    lowest of each query are exact and in their true places; the others are within about 2^-8 of themselves and of the
+    query's and row's norms. Bad rows are NaN.
+    """
+    if not _scans_fast(index, feature):
+        values_QN = _products_plain(index, feature, queries_QD)
+        return _mask_bad(index, feature, values_QN if scale_N is None else values_QN * scale_N)
+    scan = _scaled(_scan(index, feature, queries_QD), scale_N)
+    exact, values_QN = _Exact(index, feature, scale_N), scan.values_QN.clone()
+    for q in torch.isfinite(queries_QD).all(1).nonzero().flatten().tolist():
+        for sign in (1, -1):
+            positions_C, values_C = _candidates(exact, Scan(sign * scan.values_QN[q], scan.errors_QN[q]), sign * queries_QD[q], RESCORED)
+            values_QN[q, positions_C] = (sign * values_C).float()
+    return _mask_bad(index, feature, values_QN)
+
+
+def _products_plain(index: Rows, feature: str, queries_QD: Tensor) -> Tensor:
+    """[Q, N]: each block in float32, times the queries. What the fast way is held against."""
+    blocks = [queries_QD.float() @ decode(stored, index.layout).T for _, stored in index.stored_blocks(feature)]
+    return torch.cat(blocks, 1) if blocks else torch.empty(len(queries_QD), 0)
+
+
+def top_products(index: Rows, queries_QD: Tensor, k: int, *, feature: str = "gradient", scale_N: Tensor | None = None) -> Top:
+    """The k rows with the highest products, and those products: float64's answer over the stored numbers, at the price of a scan.
+
+    k becomes the number of rows that are not bad, where that is smaller. Raises DataError for a query that is not finite.
+    """
+    if not torch.isfinite(queries_QD).all():
+        bad = (~torch.isfinite(queries_QD).all(1)).nonzero().flatten().tolist()
+        raise DataError(
+            f"queries {bad[:5]} have numbers that are not finite, nothing can be ranked by them. Check the model's dtype and the prompt."
+        )
+    scan, exact = _scaled(_scan(index, feature, queries_QD), scale_N), _Exact(index, feature, scale_N)
+    k = min(k, int(scan.errors_QN.shape[1] - torch.isnan(index.norms(feature)).sum()))
+    tops = [_best(*_candidates(exact, Scan(*row), query_D, k), k) for *row, query_D in zip(*scan, queries_QD, strict=True)]
+    return Top(*(torch.stack(column) for column in zip(*tops, strict=True)))
+
+
+# ------------------------------------------------------------------------------------------------------- the scan
+
+
+def bfloat16_is_fast() -> bool:
+    """Whether this processor multiplies bfloat16 numbers and sums them in float32."""
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # not in every version of torch that we accept
+    return torch.backends.mkldnn.is_available() and bool(supported())
+
+
+def _scans_fast(index: Rows, feature: str) -> bool:
+    first = next(iter(index.stored_blocks(feature)), None)
+    return first is not None and first[1].values_ND.dtype == torch.bfloat16 and bfloat16_is_fast()
+
+
+def _scan(index: Rows, feature: str, queries_QD: Tensor) -> Scan:
+    return (_scan_bfloat16 if _scans_fast(index, feature) else _scan_float32)(index, feature, queries_QD.float())
+
+
+def _scan_float32(index: Rows, feature: str, queries_QD: Tensor) -> Scan:
+    """Only the sums round: a sum of D products is within `D u |q| |row|` in whatever order it is taken."""
+    values_QN, norms_N = _products_plain(index, feature, queries_QD), index.norms(feature)
+    return Scan(values_QN, torch.outer(_summation(queries_QD) * queries_QD.norm(dim=1), norms_N) + _tiny(queries_QD, norms_N))
+
+
+def _scan_bfloat16(index: Rows, feature: str, queries_QD: Tensor) -> Scan:
+    """Three roundings: of the query (Cauchy-Schwarz bounds what that moves), of the sum, and of the result to bfloat16."""
+    rounded_QD, norms_N = queries_QD.bfloat16(), index.norms(feature)
+    values_QN = _bfloat16_values(index, feature, rounded_QD)
+    moved_Q = (queries_QD - rounded_QD.float()).norm(dim=1) + _summation(queries_QD) * rounded_QD.float().norm(dim=1)
+    errors_QN = torch.outer(1.001 * moved_Q, norms_N).add_(values_QN.abs(), alpha=1.001 * UNIT_BF16)
+    return Scan(values_QN, errors_QN.add_(_tiny(queries_QD, norms_N)))
+
+
+def _bfloat16_values(index: Rows, feature: str, queries_QD: Tensor) -> Tensor:
+    Q = len(queries_QD)
+    padded_QD = torch.nn.functional.pad(queries_QD, (0, 0, 0, -Q % QUERY_GROUP))
+    values_NQ = torch.empty(len(index), len(padded_QD), dtype=torch.bfloat16)
+    for start, stored in index.stored_blocks(feature):
+        block_nQ = values_NQ[start : start + len(stored.values_ND)]
+        for g in range(0, len(padded_QD), QUERY_GROUP):
+            block_nQ[:, g : g + QUERY_GROUP] = stored.values_ND @ padded_QD[g : g + QUERY_GROUP].T
+    return values_NQ[:, :Q].float().T.contiguous()
+
+
+def _summation(queries_QD: Tensor) -> float:
+    """The relative error of a float32 sum over D, with room for the float32 roundings of this bound itself."""
+    return 1.01 * (queries_QD.shape[1] + 16) * UNIT_F32
+
+
+def _tiny(queries_QD: Tensor, norms_N: Tensor) -> float:
+    """What is lost where numbers or partial sums below the smallest normal float32 are taken for zero."""
+    D, largest = queries_QD.shape[1], torch.nan_to_num(norms_N, nan=0.0).amax() if len(norms_N) else torch.zeros(())
+    return float(SMALLEST * D * (2 + queries_QD.abs().amax() + largest)) if queries_QD.numel() else 0.0
+
+
+def _scaled(scan: Scan, scale_N: Tensor | None) -> Scan:
+    return (
+        scan
+        if scale_N is None
+        else Scan(scan.values_QN * scale_N, scan.errors_QN * scale_N.abs() + UNIT_F32 * scan.values_QN.abs() * scale_N.abs())
+    )
+
+
+def _mask_bad(index: Rows, feature: str, values_QN: Tensor) -> Tensor:
+    values_QN[:, torch.isnan(index.norms(feature))] = torch.nan
+    return values_QN
+
+
+# ------------------------------------------------------------------------------------------------- exact products
+
+
+class _Exact:
+    """float64 products with chosen rows. One buffer serves all calls: fresh pages for each would cost as much as the sums."""
+
+    def __init__(self, index: Rows, feature: str, scale_N: Tensor | None) -> None:
+        self.index, self.feature = index, feature
+        self.scale_N = None if scale_N is None else scale_N.double()
+        self.buffer_nD: Tensor | None = None
+
+    def __call__(self, positions_C: Tensor, query_D: Tensor) -> Tensor:
+        query_D = query_D.double()
+        if self.buffer_nD is None:
+            self.buffer_nD = torch.empty(EXACT_ROWS, len(query_D), dtype=torch.float64)
+        chunks = [self._chunk(chunk, query_D, self.buffer_nD) for chunk in positions_C.split(EXACT_ROWS)]
+        values_C = torch.cat(chunks)
+        return values_C if self.scale_N is None else values_C * self.scale_N[positions_C]
+
+    def _chunk(self, positions_C: Tensor, query_D: Tensor, buffer_nD: Tensor) -> Tensor:
+        stored = self.index.stored_rows(self.feature, positions_C.numpy())
+        rows_CD = buffer_nD[: len(positions_C)]
+        rows_CD.copy_(stored.values_ND if stored.scale_NK is None else decode(stored, self.index.layout))
+        return rows_CD @ query_D
+
+
+def _candidates(exact: _Exact, scan: Scan, query_D: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Positions that hold the k highest products of one query for certain (and others), and their exact products.
+
+    The k best of the scan are scored exactly; the lowest of them is a floor under the k-th highest. Whatever the bound
+    lets reach the floor is scored too.
+    """
+    values_N, errors_N = scan
+    first_k = torch.nan_to_num(values_N, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).topk(min(k, len(values_N))).indices
+    exact_k = exact(first_k.sort().values, query_D)
+    floor = torch.nan_to_num(exact_k, nan=torch.inf).amin() if k else torch.inf
+    reach_N = torch.where(torch.isinf(values_N), torch.inf, values_N + errors_N)
+    reach_N[first_k] = -torch.inf
+    more_C = (reach_N >= floor).nonzero().flatten()
+    return torch.cat([first_k.sort().values, more_C]), torch.cat([exact_k, exact(more_C, query_D)])
+
+
+def _best(positions_C: Tensor, values_C: Tensor, k: int) -> Top:
+    by_position = positions_C.argsort()
+    order = by_position[values_C[by_position].argsort(descending=True, stable=True)[:k]]
+    return Top(values_C[order], positions_C[order])
