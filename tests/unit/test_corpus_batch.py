@@ -42,6 +42,10 @@ def test_the_rows_of_a_log_normal_corpus_fill_their_batches():
     assert len(batches) < 1.15 * lengths.sum() / 2048
 
 
+def test_a_batch_may_fill_its_budget_exactly():
+    assert plan_batches([10, 10, 10], token_budget=20) == [[0, 1], [2]]
+
+
 def test_budgets_below_one_are_refused():
     with pytest.raises(UsageError, match="token_budget 0"):
         plan_batches([1], token_budget=0)

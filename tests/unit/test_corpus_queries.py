@@ -69,6 +69,12 @@ def test_a_span_that_is_not_in_the_response_is_refused(span):
         query(PLAIN, **PAIR, span=span)
 
 
+def test_a_span_makes_no_target_of_the_first_token():
+    example = query(bpe_tokenizer(bos=False), prompt="", response="Paris is", span=[0, 8])
+    assert not example.loss_mask[0]
+    assert example.loss_mask[1:-1].all()
+
+
 def test_a_span_that_truncation_cut_off_is_refused():
     with pytest.raises(UsageError, match="max-length"):
         query(PLAIN, **PAIR, span="France", max_length=query(PLAIN, **PAIR).n_tokens - 5)
