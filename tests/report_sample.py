@@ -262,7 +262,7 @@ def write_sample_run(run: Path, *, trace: dict[str, Any] | None = None) -> Path:
     files = {
         "run.json": {
             "seed": 0,
-            "scope": {"outside": [{"reason": "tied embedding", "tensors": 1, "parameters": 65536, "names": ["embed_tokens.weight"]}]},
+            "scope": {"outside": [outside]},
         },
         "corpus.json": sample_corpus(),
         "index/index.json": index,

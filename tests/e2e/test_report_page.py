@@ -229,8 +229,11 @@ def test_a_link_opens_its_query(page: WebDriver, report: Path) -> None:
     assert "ordinary" in text_of(page, ".panel-head")
     assert text_of(page, ".method-tabs [aria-selected=true]") == "repsim"
     page.get("about:blank")
-    page.get(f"{report.as_uri()}#query-77/%E0%A4%A")
+    page.get(f"{report.as_uri()}#query-77/repsim")
     assert "planted" in text_of(page, ".panel-head")
+    page.get("about:blank")
+    page.get(f"{report.as_uri()}#query-1/%E0%A4%A")
+    assert "ordinary" in text_of(page, ".panel-head")
 
 
 def test_the_keyboard_reaches_everything(page: WebDriver) -> None:

@@ -40,10 +40,10 @@ def _query(trace: Trace, position: int) -> Query:
 
 def _table(query: Query, method: str, trace: Trace, *, k: int) -> Markup:
     ranked, unit = query.ranked[method], {m.name: m.unit for m in trace.methods}.get(method)
-    axis = ranking(ranked, n_train=trace.n_train)["scale"]
+    axis = ranking(ranked)["scale"]
     names = ("#", score_heading(unit, axis), "z", "q")
     head = el("tr", *(el("th", name, style=_RIGHT) for name in names), el("th", f"training row, by {method}", style=_LEFT))
-    entries = fold(ranked.proponents, n_train=trace.n_train)[:k]
+    entries = fold(ranked.proponents)[:k]
     return el("table", el("thead", head), el("tbody", *(_line(entry, axis, trace.rows[entry["id"]]) for entry in entries)))
 
 

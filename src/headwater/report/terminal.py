@@ -51,9 +51,9 @@ def query_table(query: Query, trace: Trace, *, k: int = 3) -> Table:
 
 
 def _add_method(table: Table, method: MethodInfo, ranked: Ranked, trace: Trace, *, k: int) -> None:
-    axis = ranking(ranked, n_train=trace.n_train)["scale"]
+    axis = ranking(ranked)["scale"]
     unit = score_heading(method.unit, axis).partition(", ")[2]
-    for position, entry in enumerate(fold(ranked.proponents, n_train=trace.n_train)[:k]):
+    for position, entry in enumerate(fold(ranked.proponents)[:k]):
         name = f"{method.name}{f' ({unit})' if unit else ''}" if position == 0 else ""
         error = "" if entry["standard_error"] is None else f" ± {scaled(entry['standard_error'], axis)}"
         numbers = (f"{scaled(entry['score'], axis)}{error}", fixed(entry["z"]), rate(entry["q"]))

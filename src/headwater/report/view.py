@@ -33,7 +33,6 @@ def explorer(trace: Trace) -> dict[str, Any]:
         "kinds": KINDS,
         "measure": trace.measure.model_dump(),
         "primary": trace.primary,
-        "n_train": trace.n_train,
         "methods": [{"name": m.name, "unit": m.unit, "summary": m.summary, "provenance": _pretty(m.provenance)} for m in methods],
         "queries": [_query(query, trace) for query in trace.queries],
         "rows": {id: _row(row) for id, row in trace.rows.items()},
@@ -49,7 +48,7 @@ def _query(query: Query, trace: Trace) -> dict[str, Any]:
         "alternative": None if query.alternative is None else clip(query.alternative),
         "measure_value": query.measure_value,
         **split_tokens(query),
-        "ranked": {name: ranking(ranked, n_train=trace.n_train) for name, ranked in query.ranked.items()},
+        "ranked": {name: ranking(ranked) for name, ranked in query.ranked.items()},
         "comparison": comparison(query, trace),
     }
 
@@ -78,16 +77,16 @@ def split_tokens(query: Query) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------ one ranking
 
 
-def ranking(ranked: Ranked, *, n_train: int) -> dict[str, Any]:
+def ranking(ranked: Ranked) -> dict[str, Any]:
     entries = [*ranked.proponents, *ranked.opponents]
     return {
-        "proponents": fold(ranked.proponents, n_train=n_train),
-        "opponents": fold(ranked.opponents, n_train=n_train),
+        "proponents": fold(ranked.proponents),
+        "opponents": fold(ranked.opponents),
         "scale": scale(entries),
     }
 
 
-def fold(entries: Sequence[Entry], *, n_train: int) -> list[dict[str, Any]]:
+def fold(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """The ranking with near-duplicates moved under their first row. Ranks stay those of the unfolded list."""
     ranks = {entry.id: rank for rank, entry in enumerate(entries, 1)}
     scores = {entry.id: entry.score for entry in entries}
@@ -100,16 +99,16 @@ def fold(entries: Sequence[Entry], *, n_train: int) -> list[dict[str, Any]]:
         near = [{"id": id, "rank": ranks.get(id), "score": scores.get(id)} for id in entry.near_duplicates if id != entry.id]
         rank = ranks[entry.id]
         shown = entry.model_dump(include={"id", "score", "standard_error", "z", "p", "q", "hub_rank"})
-        out.append({**shown, "rank": rank, "hub": is_hub(rank, entry.hub_rank, n_train=n_train), "near": near})
+        out.append({**shown, "rank": rank, "hub": is_hub(rank, entry.hub_rank), "near": near})
     return out
 
 
-def is_hub(rank: int, hub_rank: int | None, *, n_train: int) -> bool:
-    """A row whose raw score stands far nearer to an end of the ranking than its z does: it scores like that for every query.
+def is_hub(rank: int, hub_rank: int | None) -> bool:
+    """A row that its score ranks far higher than its z does: it scores like that for every query.
 
-    The distance is taken to the nearer end, so that opponents, which stand last by z, are judged like proponents.
+    Both ranks count from the list's own end, the top for proponents and the bottom for opponents.
     """
-    return hub_rank is not None and min(hub_rank, n_train + 1 - hub_rank) >= max(3 * rank, rank + 10)
+    return hub_rank is not None and hub_rank >= max(3 * rank, rank + 10)
 
 
 def scale(entries: Iterable[Entry]) -> dict[str, Any]:

@@ -240,7 +240,7 @@ function rowFacts(entry, row) {
 }
 
 function rowMarks(entry, row) {
-  const hub = `Rank ${entry.rank} by score but ${whole(entry.hub_rank ?? 0)} by z: this row scores high for every query, so it says little about this one.`;
+  const hub = `Rank ${entry.rank} by score but ${whole(entry.hub_rank ?? 0)} by z: this row scores like this for every query, so it says little about this one.`;
   return [
     row.planted ? badge("planted", "This row was put in the data as a known cause.") : null,
     entry.hub ? badge(`hub: #${whole(entry.hub_rank)} by z`, hub, "hub") : null,
