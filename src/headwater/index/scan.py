@@ -69,15 +69,16 @@ def products(index: Rows, feature: str, queries_QD: Tensor, *, scale_N: Tensor |
     query's and row's norms. Bad rows are NaN.
     """
     if not _scans_fast(index, feature):
-        values_QN = _products_plain(index, feature, queries_QD)
-        return _mask_bad(index, feature, values_QN if scale_N is None else values_QN * scale_N)
+        values_QN = _products_plain(index, feature, queries_QD).masked_fill_(torch.isnan(index.norms(feature)), torch.nan)
+        return values_QN if scale_N is None else values_QN * scale_N
     scan = _scaled(_scan(index, feature, queries_QD), scale_N)
-    exact, values_QN = _Exact(index, feature, scale_N), scan.values_QN.clone()
-    for q in torch.isfinite(queries_QD).all(1).nonzero().flatten().tolist():
+    exact, values_QN, finite_Q = _Exact(index, feature, scale_N), scan.values_QN.clone(), torch.isfinite(queries_QD).all(1)
+    values_QN[~finite_Q] = torch.nan
+    for q in finite_Q.nonzero().flatten().tolist():
         for sign in (1, -1):
             positions_C, values_C = _candidates(exact, Scan(sign * scan.values_QN[q], scan.errors_QN[q]), sign * queries_QD[q], RESCORED)
             values_QN[q, positions_C] = (sign * values_C).float()
-    return _mask_bad(index, feature, values_QN)
+    return values_QN
 
 
 def _products_plain(index: Rows, feature: str, queries_QD: Tensor) -> Tensor:
@@ -117,22 +118,32 @@ def _scans_fast(index: Rows, feature: str) -> bool:
 
 
 def _scan(index: Rows, feature: str, queries_QD: Tensor) -> Scan:
-    return (_scan_bfloat16 if _scans_fast(index, feature) else _scan_float32)(index, feature, queries_QD.float())
+    """Where a product or its bound overflows it is known to within infinity; only a bad row's is NaN."""
+    found = (_scan_bfloat16 if _scans_fast(index, feature) else _scan_float32)(index, feature, queries_QD.float())
+    unknown_QN, bad_N = ~torch.isfinite(found.errors_QN), torch.isnan(index.norms(feature))
+    values_QN, errors_QN = found.values_QN.masked_fill_(unknown_QN, 0.0), found.errors_QN.masked_fill_(unknown_QN, torch.inf)
+    return Scan(values_QN.masked_fill_(bad_N, torch.nan), errors_QN.masked_fill_(bad_N, torch.nan))
 
 
 def _scan_float32(index: Rows, feature: str, queries_QD: Tensor) -> Scan:
     """Only the sums round: a sum of D products is within `D u |q| |row|` in whatever order it is taken."""
     values_QN, norms_N = _products_plain(index, feature, queries_QD), index.norms(feature)
-    return Scan(values_QN, torch.outer(_summation(queries_QD) * queries_QD.norm(dim=1), norms_N) + _tiny(queries_QD, norms_N))
+    lost_Q = _summation(queries_QD) * queries_QD.norm(dim=1)
+    return Scan(values_QN, _errors(values_QN, lost_Q, norms_N, queries_QD, unit=UNIT_F32))
 
 
 def _scan_bfloat16(index: Rows, feature: str, queries_QD: Tensor) -> Scan:
     """Three roundings: of the query (Cauchy-Schwarz bounds what that moves), of the sum, and of the result to bfloat16."""
     rounded_QD, norms_N = queries_QD.bfloat16(), index.norms(feature)
     values_QN = _bfloat16_values(index, feature, rounded_QD)
-    moved_Q = (queries_QD - rounded_QD.float()).norm(dim=1) + _summation(queries_QD) * rounded_QD.float().norm(dim=1)
-    errors_QN = torch.outer(1.001 * moved_Q, norms_N).add_(values_QN.abs(), alpha=1.001 * UNIT_BF16)
-    return Scan(values_QN, errors_QN.add_(_tiny(queries_QD, norms_N)))
+    lost_Q = (queries_QD - rounded_QD.float()).norm(dim=1) + _summation(queries_QD) * rounded_QD.float().norm(dim=1)
+    return Scan(values_QN, _errors(values_QN, lost_Q, norms_N, queries_QD, unit=UNIT_BF16))
+
+
+def _errors(values_QN: Tensor, lost_Q: Tensor, norms_N: Tensor, queries_QD: Tensor, *, unit: float) -> Tensor:
+    """`lost |row| + unit |value|`, and 0.1 % more for the roundings of the bound itself."""
+    errors_QN = torch.outer(1.001 * lost_Q, norms_N).add_(values_QN.abs(), alpha=1.001 * unit)
+    return errors_QN.add_(_tiny(queries_QD, norms_N))
 
 
 def _bfloat16_values(index: Rows, feature: str, queries_QD: Tensor) -> Tensor:
@@ -158,16 +169,10 @@ def _tiny(queries_QD: Tensor, norms_N: Tensor) -> float:
 
 
 def _scaled(scan: Scan, scale_N: Tensor | None) -> Scan:
-    return (
-        scan
-        if scale_N is None
-        else Scan(scan.values_QN * scale_N, scan.errors_QN * scale_N.abs() + UNIT_F32 * scan.values_QN.abs() * scale_N.abs())
-    )
-
-
-def _mask_bad(index: Rows, feature: str, values_QN: Tensor) -> Tensor:
-    values_QN[:, torch.isnan(index.norms(feature))] = torch.nan
-    return values_QN
+    if scale_N is None:
+        return scan
+    values_QN = scan.values_QN * scale_N
+    return Scan(values_QN, scan.errors_QN * scale_N.abs() + UNIT_F32 * values_QN.abs())
 
 
 # ------------------------------------------------------------------------------------------------- exact products
@@ -185,8 +190,7 @@ class _Exact:
         query_D = query_D.double()
         if self.buffer_nD is None:
             self.buffer_nD = torch.empty(EXACT_ROWS, len(query_D), dtype=torch.float64)
-        chunks = [self._chunk(chunk, query_D, self.buffer_nD) for chunk in positions_C.split(EXACT_ROWS)]
-        values_C = torch.cat(chunks)
+        values_C = torch.cat([self._chunk(chunk, query_D, self.buffer_nD) for chunk in positions_C.split(EXACT_ROWS)])
         return values_C if self.scale_N is None else values_C * self.scale_N[positions_C]
 
     def _chunk(self, positions_C: Tensor, query_D: Tensor, buffer_nD: Tensor) -> Tensor:
@@ -203,13 +207,14 @@ def _candidates(exact: _Exact, scan: Scan, query_D: Tensor, k: int) -> tuple[Ten
     lets reach the floor is scored too.
     """
     values_N, errors_N = scan
-    first_k = torch.nan_to_num(values_N, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).topk(min(k, len(values_N))).indices
-    exact_k = exact(first_k.sort().values, query_D)
-    floor = torch.nan_to_num(exact_k, nan=torch.inf).amin() if k else torch.inf
-    reach_N = torch.where(torch.isinf(values_N), torch.inf, values_N + errors_N)
-    reach_N[first_k] = -torch.inf
+    first_k = torch.nan_to_num(values_N, nan=-torch.inf).topk(min(k, len(values_N))).indices.sort().values
+    first_k = first_k[~torch.isnan(values_N[first_k])]
+    exact_k = exact(first_k, query_D)
+    floor = exact_k.amin() if len(exact_k) else torch.inf
+    reach_N = (values_N + errors_N).double()
+    reach_N[first_k] = torch.nan  # scored already; NaN reaches nothing
     more_C = (reach_N >= floor).nonzero().flatten()
-    return torch.cat([first_k.sort().values, more_C]), torch.cat([exact_k, exact(more_C, query_D)])
+    return torch.cat([first_k, more_C]), torch.cat([exact_k, exact(more_C, query_D)])
 
 
 def _best(positions_C: Tensor, values_C: Tensor, k: int) -> Top:

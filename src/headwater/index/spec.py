@@ -70,7 +70,7 @@ class IndexSpec:
         differ = _differences(self.to_json(), other.to_json())
         if not differ:
             return
-        fields = ", ".join(differ)
+        fields = ", ".join(differ.values())
         if differ.keys() & MEANING:
             raise LayoutMismatch(f"the index here holds other numbers than asked for; fields that differ: {fields}. {_WAY_OUT}")
         raise IntegrityError(f"the index here was made with other options; fields that differ: {fields}. {_WAY_OUT}")
