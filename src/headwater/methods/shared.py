@@ -25,7 +25,7 @@ def check(method: Any, index: Index, queries: Index) -> None:
         missing = sorted(method.requires - side.features)
         if missing:
             raise UsageError(
-                f"{method.name} needs {', '.join(missing)}, which {name} lacks (there: {', '.join(sorted(side.features)) or 'nothing'}). "
+                f"{method.name} needs {', '.join(missing)}, missing in {name} (there: {', '.join(sorted(side.features)) or 'nothing'}). "
                 "Index again with it, or choose another method: `headwater methods` says what each needs."
             )
     if "gradient" in method.requires:
