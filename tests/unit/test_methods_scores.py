@@ -212,6 +212,7 @@ def test_random_depends_on_its_seed_and_copies_share_a_draw() -> None:
     assert not np.array_equal(draw(["q"], ["a", "b"], seed=0), draw(["q"], ["a", "b"], seed=1))
     values_QN = draw(["q"], ["a", "b", "a~2", "a~3"], seed=0)
     assert values_QN[0, 0] == values_QN[0, 2] == values_QN[0, 3] != values_QN[0, 1]
+    assert draw(["my~1"], ["a"], seed=0) != draw(["my~2"], ["a"], seed=0)  # a user names queries as they like
 
 
 # ------------------------------------------------------------------------------------------------------ curvature

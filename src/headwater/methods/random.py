@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ import xxhash
 
 from headwater.methods.shared import check, make_scores
 from headwater.types import Index, Scores, State
+
+COPY = re.compile(r"~\d+$")  # what the id of a further copy of a row ends in
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,13 @@ class Random:
 
 def draw(query_ids: Sequence[str], train_ids: Sequence[str], *, seed: int) -> np.ndarray:
     """[Q, N] uniform in [-1, 1): the mixed bits of the two ids' hashes."""
-    bits_QN = _mix(_hashes(query_ids, seed)[:, None] ^ _hashes(train_ids, seed + 1)[None])
+    contents = [COPY.sub("", train_id) for train_id in train_ids]
+    bits_QN = _mix(_hashes(query_ids, seed)[:, None] ^ _hashes(contents, seed + 1)[None])
     return (bits_QN >> np.uint64(11)) * 2.0**-52 - 1.0
 
 
 def _hashes(ids: Sequence[str], seed: int) -> np.ndarray:
-    return np.array([xxhash.xxh3_64_intdigest(row_id.split("~")[0].encode(), seed=seed) for row_id in ids], dtype=np.uint64)
+    return np.array([xxhash.xxh3_64_intdigest(row_id.encode(), seed=seed) for row_id in ids], dtype=np.uint64)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
