@@ -1,1 +1,34 @@
 """Headwater: find the training examples behind a language model's output, and say whether that answer can be believed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headwater.api import Run, Trace, index, load, trace
+    from headwater.model.session import Session, load_session
+
+__all__ = ["Run", "Session", "Trace", "index", "load", "load_session", "trace"]
+
+_HOMES = {
+    "Run": "headwater.api",
+    "Session": "headwater.model.session",
+    "Trace": "headwater.api",
+    "index": "headwater.api",
+    "load": "headwater.api",
+    "load_session": "headwater.model.session",
+    "trace": "headwater.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names load what they need when they are first used, so that `import headwater` and `--help` cost nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'headwater' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

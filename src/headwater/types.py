@@ -66,7 +66,7 @@ class Example:
     response: str = ""
     label: int | None = None  # the class, for sequence classification
     group: str = ""  # rows whose text is the same but for case and white space share a group
-    source: str = ""  # where the row came from: "train.jsonl:17"
+    source: str = ""  # where the row came from: "train.jsonl"
     row: int = -1  # its number in that source, from 0
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
     alternative: Example | None = None  # a contrast's second response
@@ -250,8 +250,9 @@ class Factors:
 
         Cost B T^2 (O + I) or B T O I; the choice does not change the number.
         """
-        T, I, O = self.a_BTI.shape[-2], self.a_BTI.shape[-1], self.g_BTO.shape[-1]
-        if T * (O + I) < O * I:
+        n_positions, n_inputs = self.a_BTI.shape[-2:]
+        n_outputs = self.g_BTO.shape[-1]
+        if n_positions * (n_outputs + n_inputs) < n_outputs * n_inputs:
             return ((self.a_BTI @ self.a_BTI.mT) * (self.g_BTO @ self.g_BTO.mT)).sum((-2, -1))
         return self.dense().square().sum((-2, -1))
 

@@ -5,6 +5,7 @@ Letters: N rows of a shard · D stored numbers of a gradient row · H hidden siz
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,9 @@ class Plan:
     check: CaptureCheck
 
 
-def build_index(recipe: IndexRecipe, run: str | Path, *, session: Session | None = None, data: Any = None, append: bool = False) -> StoredIndex:
+def build_index(
+    recipe: IndexRecipe, run: str | Path, *, session: Session | None = None, data: Any = None, append: bool = False
+) -> StoredIndex:
     """Index a corpus into `run`, or go on with an index that was interrupted, or (with `append`) add a corpus to one.
 
     `session` and `data` stand in for what the recipe names, where they are at hand already. Cost: less than one training pass over the
@@ -60,7 +63,7 @@ def build_index(recipe: IndexRecipe, run: str | Path, *, session: Session | None
     writer = Writer.open(run, _spec(recipe, session, plan.layout))
     part = writer.begin(corpus.fingerprint, len(corpus), append=append)
     _write_records(run, part, recipe, session, corpus, plan)
-    _fill(writer, part, _numbered(writer, part, corpus), session, plan.layout, recipe.engine.token_budget)
+    fill(writer, part, _numbered(writer, part, corpus), session, plan.layout, recipe.engine.token_budget)
     return StoredIndex.open(run)
 
 
@@ -120,7 +123,8 @@ def _numbered(writer: Writer, part: Part, corpus: Corpus) -> Sequence[Example]:
     return number_copies(corpus.examples, count_copies(ids))
 
 
-def _fill(writer: Writer, part: Part, examples: Sequence[Example], session: Session, layout: Layout, token_budget: int) -> None:
+def fill(writer: Writer, part: Part, examples: Sequence[Example], session: Session, layout: Layout, token_budget: int) -> None:
+    """Compute and write every shard of the part that is not committed yet."""
     missing = part.missing()
     if not missing:
         return
@@ -173,7 +177,7 @@ class _Filling:
 def block_norms(gradient_ND: Tensor, layout: Layout) -> Tensor:
     """[N, K] the norm of each block of a row."""
     ends = layout.offsets
-    return torch.stack([gradient_ND[:, a:b].norm(dim=1) for a, b in zip(ends, ends[1:], strict=False)], dim=1)
+    return torch.stack([gradient_ND[:, a:b].norm(dim=1) for a, b in itertools.pairwise(ends)], dim=1)
 
 
 def example_columns(examples: Sequence[Example]) -> dict[str, list[Any]]:

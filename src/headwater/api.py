@@ -1,0 +1,235 @@
+"""The library's verbs: `load`, `index`, `trace`. Each returns an object that shows itself in a notebook and gives a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headwater.corpus import query as encode_query
+from headwater.corpus import read_queries, read_rows
+from headwater.index.build import IN_MEMORY, build_index, encoding, open_session
+from headwater.index.read import StoredIndex
+from headwater.model.session import Session
+from headwater.rank.export import newest_trace, read_scores
+from headwater.rank.trace import DEFAULT_METHODS, trace_queries
+from headwater.recipe import IndexRecipe, TraceRecipe
+from headwater.types import DataError, Scores, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Run", "Trace", "encode_query", "index", "load", "trace"]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The answer to one or more queries: what every method says, ranked. `scores` has the whole matrices."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+    @property
+    def run(self) -> Path:
+        return self.folder.parents[1]
+
+    @property
+    def queries(self) -> list[str]:
+        return [query["id"] for query in self.record["queries"]]
+
+    @property
+    def methods(self) -> list[str]:
+        return [method["name"] for method in self.record["methods"]]
+
+    @cached_property
+    def scores(self) -> dict[str, Scores]:
+        return read_scores(self.folder)
+
+    def top(self, query: int | str = 0, k: int = 10, *, method: str | None = None) -> pd.DataFrame:
+        """The k strongest proponents of a query, by position or id, with their errors, z, q-value and text. Method: the primary one."""
+        import pandas as pd
+
+        method = method or self.record["primary"]
+        rows = self._query(query)["ranked"]
+        if method not in rows:
+            raise UsageError(f"method {method!r} is not in this trace; there are: {', '.join(rows)}")
+        found = self.scores[method].top(query if isinstance(query, int) else self.queries.index(query), k)
+        known = {row["id"]: row for row in rows[method]["proponents"]}
+        table = self._table([row_id for row_id, _ in found])
+        facts = [
+            {"id": row_id, "score": score, **{name: known.get(row_id, {}).get(name) for name in ("standard_error", "z", "q")}}
+            for row_id, score in found
+        ]
+        return pd.DataFrame(facts).join(table, on="id")
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One line for every listed row: query, method, side (proponents, opponents), rank, score, standard_error, z, p, q, id, text."""
+        import pandas as pd
+
+        lines = [
+            {"query": query["id"], "method": method, "side": side, "rank": rank, **row}
+            for query in self.record["queries"]
+            for method, sides in query["ranked"].items()
+            for side, rows in sides.items()
+            for rank, row in enumerate(rows, start=1)
+        ]
+        texts = {
+            row_id: {name: row[name] for name in ("prompt", "response", "source", "row")} for row_id, row in self.record["rows"].items()
+        }
+        return pd.DataFrame(lines).join(pd.DataFrame.from_dict(texts, orient="index"), on="id")
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write the page of this trace and return its path."""
+        from headwater.report import write_report
+
+        return write_report(self.run, trace=self.folder.name, out=None if out is None else Path(out))
+
+    def _query(self, query: int | str) -> Mapping[str, Any]:
+        if isinstance(query, str) and query not in self.queries:
+            raise UsageError(f"query {query!r} is not in this trace; there are: {', '.join(self.queries[:5])}")
+        return self.record["queries"][query if isinstance(query, int) else self.queries.index(query)]
+
+    def _table(self, ids: Sequence[str]) -> pd.DataFrame:
+        import pandas as pd
+
+        stored = StoredIndex.open(self.run)
+        positions = stored.positions_of(ids)
+        columns = {name: stored.column(name)[positions] for name in ("prompt", "response", "source", "row")}
+        return pd.DataFrame(columns, index=pd.Index(ids, name="id"))
+
+    def __repr__(self) -> str:
+        return f"Trace of {len(self.queries)} queries by {', '.join(self.methods)} over {self.record['n_train']:,} rows, in {self.folder}"
+
+    def _repr_html_(self) -> str:
+        from headwater.report.notebook import notebook_html
+
+        return notebook_html(self.record)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: its index, what was traced in it, and the record that repeats it."""
+
+    path: Path
+
+    @cached_property
+    def index(self) -> StoredIndex:
+        return StoredIndex.open(self.path)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+
+    def traces(self) -> list[Trace]:
+        """Every trace of this run, by name."""
+        folders = sorted(path.parent for path in (self.path / "scores").glob("*/trace.json"))
+        return [_read_trace(folder) for folder in folders]
+
+    def top(self, query: int | str = 0, k: int = 10, *, method: str | None = None) -> pd.DataFrame:
+        """The newest trace's `top`."""
+        return _read_trace(newest_trace(self.path)).top(query, k, method=method)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The rows of the index: id, prompt, response, source, row, loss, lengths, flags."""
+        import pandas as pd
+
+        names = ("id", "prompt", "response", "source", "row", "group", "label", "loss", "n_tokens", "n_loss_tokens", "truncated", "bad")
+        return pd.DataFrame({name: self.index.column(name) for name in names})
+
+    def __repr__(self) -> str:
+        return f"Run {self.path}: {len(self.index):,} rows of {self.record['session']['model']}, {self.index.layout.size:,} numbers a row"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<p>{escape(repr(self))}</p>{self.to_pandas().head(5).to_html(escape=True, index=False)}"
+
+
+def load(run: str | Path) -> Run:
+    """Open a run folder. Raises IntegrityError where there is no index in it."""
+    opened = Run(Path(run))
+    _ = opened.index
+    return opened
+
+
+def index(model: str | Path | Session, data: Any, out: str | Path, *, append: bool = False, **options: Any) -> Run:
+    """Index training data: `index("out/model", "train.jsonl", "run", **{"sketch.rank": 32})`.
+
+    `model` is a folder, a hub id or a `Session`; `data` a path, a hub id, a `datasets.Dataset` or a list of dicts. Options are the recipe's
+    by dotted name, dots or double underscores (`sketch__rank=32`). An interrupted call goes on where it stopped. See `build_index`.
+    """
+    session = model if isinstance(model, Session) else None
+    in_memory = None if isinstance(data, str | Path) else data
+    flags = {
+        "model.path": resolved(session.name if session else model),
+        "data.source": IN_MEMORY if in_memory is not None else resolved(data),
+    }
+    if session is not None:
+        flags |= {"model.revision": session.revision, "model.adapter": session.adapter, "model.dtype": session.describe()["dtype"]}
+    recipe = IndexRecipe.build(flags={**flags, **{name.replace("__", "."): value for name, value in options.items()}})
+    build_index(recipe, out, session=session, data=in_memory, append=append)
+    return load(out)
+
+
+def trace(
+    run: str | Path | Run,
+    *,
+    prompt: str | None = None,
+    response: str | None = None,
+    queries: str | Path | Iterable[Mapping[str, Any]] | None = None,
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = DEFAULT_METHODS,
+    primary: str | None = None,
+    session: Session | None = None,
+    **options: Any,
+) -> Trace:
+    """Trace outputs to training rows: `trace("run", prompt="...", response="...")`, or `queries=` a file or dicts.
+
+    A query has `prompt` and `response`, optionally `alternative` (a contrast), `span` (only this part of the response), `label`, `id`.
+    `methods` are names, or a mapping from names to their options. Further options: measure, k, n_reference, seed.
+    """
+    path = run.path if isinstance(run, Run) else Path(run)
+    given = _given_queries(prompt, response, queries)
+    chosen = {name: {} for name in methods} if not isinstance(methods, Mapping) else {name: dict(value) for name, value in methods.items()}
+    if not chosen:
+        raise UsageError("no method was asked for: name at least one; `headwater methods` lists them")
+    source = resolved(queries) if isinstance(queries, str | Path) else None
+    recipe = TraceRecipe.parse({"queries": source, "methods": chosen, "primary": primary or next(iter(chosen)), **options})
+    indexed = IndexRecipe.parse(load(path).record["recipe"])
+    session = session or open_session(indexed.model)
+    encoded = read_queries(given, session.tokenizer, **encoding(indexed.data, session))
+    traced = trace_queries(path, recipe, encoded, session=session, given=given)
+    return Trace(traced.folder, traced.record)
+
+
+def _given_queries(
+    prompt: str | None, response: str | None, queries: str | Path | Iterable[Mapping[str, Any]] | None
+) -> list[dict[str, Any]]:
+    if queries is None:
+        if prompt is None or response is None:
+            raise UsageError("nothing to trace: give a prompt and the response to explain, or queries (a file or a list of dicts)")
+        return [{"prompt": prompt, "response": response}]
+    if prompt is not None or response is not None:
+        raise UsageError("got a prompt or response and queries as well; give one of the two")
+    if not isinstance(queries, str | Path):
+        return [dict(query) for query in queries]
+    rows = read_rows(str(queries))
+    if rows.undecodable:
+        bad = rows.undecodable[0]
+        raise DataError(f"{bad.source} row {bad.row}: {bad.note}; every query must be readable, repair or remove it")
+    return [{name: value for name, value in row.values.items() if value is not None} for row in rows.rows]
+
+
+def _read_trace(folder: Path) -> Trace:
+    try:
+        return Trace(folder, json.loads((folder / "trace.json").read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise DataError(f"{folder / 'trace.json'} is not JSON ({error}). Trace again: the same command writes the same file.") from error
+
+
+def resolved(source: str | Path) -> str:
+    """A path that holds from any folder; a hub id stays what it is."""
+    path = Path(source)
+    return str(path.resolve()) if path.exists() else str(source)

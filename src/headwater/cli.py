@@ -1,0 +1,374 @@
+"""The command line. Each verb is a thin layer over one function of the library; torch is imported by the verb, never by `--help`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Find the training examples behind a language model's output.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, the last line.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
+Config = Annotated[Path | None, typer.Option("--config", help="A YAML recipe; flags win over it.", exists=True, dir_okay=False)]
+Override = Annotated[list[str] | None, typer.Option("--set", help="Any option of the recipe by dotted name: --set sketch.rank=32.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder as save_pretrained writes it, an adapter's folder, or a hub id.")]
+Data = Annotated[str, typer.Argument(metavar="DATA", help="jsonl, csv or parquet file, save_to_disk folder, or hub id.")]
+Columns = Annotated[str | None, typer.Option(help="prompt=...,response=... or messages=... or text=...[,label=...].")]
+Split = Annotated[str | None, typer.Option(help="Split of a hub data set or save_to_disk folder.")]
+Limit = Annotated[int | None, typer.Option(help="First so many rows only.")]
+LossOn = Annotated[str | None, typer.Option("--loss-on", help="response (default) or all.")]
+Template = Annotated[str | None, typer.Option("--chat-template", help="Jinja text or file; 'none' for no template.")]
+MaxLength = Annotated[int | None, typer.Option("--max-length", help="Tokens of a row; longer ones keep their beginning.")]
+Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub model.")]
+Adapter = Annotated[str | None, typer.Option(help="A PEFT adapter on top of the model.")]
+Merge = Annotated[bool | None, typer.Option("--merge", help="Fold the adapter into the weights and explain those.")]
+Dtype = Annotated[str | None, typer.Option(help="float32 (default), bfloat16, float16 or float64: the model's.")]
+Task = Annotated[str | None, typer.Option(help="causal-lm or sequence-classification; read from the config where not given.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...")]
+Include = Annotated[list[str] | None, typer.Option(help="Shell pattern of parameter names in scope; may be repeated.")]
+Exclude = Annotated[list[str] | None, typer.Option(help="Shell pattern of parameter names left out; may be repeated.")]
+Rank = Annotated[int | None, typer.Option("--sketch-rank", help="Numbers kept on each side of a block (default 16).")]
+Seed = Annotated[int | None, typer.Option("--sketch-seed", help="Seed of the sketch.")]
+StoreDtype = Annotated[str | None, typer.Option("--store", help="bfloat16 (default), float32 or int8: the stored rows'.")]
+ShardRows = Annotated[int | None, typer.Option("--shard-rows", help="Rows of a shard (default 512): what a crash can cost.")]
+Tokens = Annotated[int | None, typer.Option("--token-budget", help="Tokens of a batch, padding included (default 1024).")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the demo's run.")] = Path("demo-run"),
+    seed: Annotated[int, typer.Option(help="Changes data, model and training.")] = 0,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a tiny model with a planted cause, trace it, remove the culprits, train again, and show what changed."""
+    from headwater.demo.run import run_demo
+
+    with _progress(quiet):
+        result = run_demo(out, seed=seed)
+    if json_:
+        _print_json(result.to_json())
+        return
+    _show_trace(result.trace)
+    typer.echo(f"{result.seconds:.0f} s; report: {result.report}")
+
+
+@app.command()
+def index(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.")],
+    append: Annotated[bool, typer.Option("--append", help="Add these rows to the index that is there.")] = False,
+    columns: Columns = None, split: Split = None, limit: Limit = None, loss_on: LossOn = None, chat_template: Template = None,
+    max_length: MaxLength = None, revision: Revision = None, adapter: Adapter = None, merge: Merge = None, dtype: Dtype = None, task: Task = None,
+    device: Device = None, include: Include = None, exclude: Exclude = None, sketch_rank: Rank = None, sketch_seed: Seed = None,
+    store: StoreDtype = None, shard_rows: ShardRows = None, token_budget: Tokens = None,
+    config: Config = None, override: Override = None, json_: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Index a corpus: one pass over the rows, resumed where an earlier call stopped."""
+    recipe = _index_recipe(locals())
+    from headwater.index.build import build_index
+    from headwater.index.plan import size_text
+
+    with _progress(quiet):
+        stored = build_index(recipe, out, append=append)
+    n_bytes = sum(path.stat().st_size for path in (out / "index" / "shards").iterdir())
+    if json_:
+        _print_json({"run": str(out), "rows": len(stored), "bad": stored.n_bad, "numbers_per_row": stored.layout.size, "bytes": n_bytes})
+        return
+    bad = f", {stored.n_bad} of them bad (gradient not finite: never ranked)" if stored.n_bad else ""
+    typer.echo(f"{out}: {len(stored):,} rows{bad}, {stored.layout.size:,} numbers a row, {size_text(n_bytes)}")
+    typer.echo(f"next: headwater trace {out} --prompt '...' --response '...'")
+
+
+@app.command()
+def plan(
+    model: Model, data: Data,
+    columns: Columns = None, split: Split = None, limit: Limit = None, loss_on: LossOn = None, chat_template: Template = None,
+    max_length: MaxLength = None, revision: Revision = None, adapter: Adapter = None, merge: Merge = None, dtype: Dtype = None, task: Task = None,
+    device: Device = None, include: Include = None, exclude: Exclude = None, sketch_rank: Rank = None, sketch_seed: Seed = None,
+    store: StoreDtype = None, shard_rows: ShardRows = None, token_budget: Tokens = None,
+    config: Config = None, override: Override = None, json_: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """Parameters in scope, disk, memory and time of an index, from a pilot of 20 rows. Writes nothing."""
+    recipe = _index_recipe(locals())
+    from headwater.index.plan import plan_index, size_text, time_text
+
+    with _progress(quiet):
+        forecast = plan_index(recipe)
+    if json_:
+        _print_json(forecast.to_json())
+        return
+    typer.echo(f"rows        {forecast.rows:,} ({forecast.tokens:,} tokens, padding {forecast.padding_share:.0%} of a batch)")
+    typer.echo(f"parameters  {forecast.parameters_in_scope:,} of {forecast.parameters:,} in scope")
+    for group in forecast.outside:
+        typer.echo(
+            f"            {group['parameters']:,} out of scope in {group['tensors']} tensors: {group['reason']} ({group['names'][0]}, ...)"
+        )
+    typer.echo(
+        f"disk        {size_text(forecast.disk_bytes)} ({forecast.numbers_per_row:,} numbers, {size_text(forecast.bytes_per_row)} a row)"
+    )
+    typer.echo(f"memory      {size_text(forecast.memory_bytes)}")
+    typer.echo(f"time        {time_text(forecast.seconds)} (pilot: {forecast.pilot_rows} rows in {forecast.pilot_seconds:.2f} s)")
+
+
+@app.command()
+def trace(
+    run: RunFolder,
+    prompt: Annotated[str | None, typer.Option(help="What the model was asked.")] = None,
+    response: Annotated[str | None, typer.Option(help="The output to explain.")] = None,
+    alternative: Annotated[str | None, typer.Option(help="A second response: explain why the first and not this one.")] = None,
+    label: Annotated[str | None, typer.Option(help="The class to explain, for a classifier.")] = None,
+    queries: Annotated[
+        Path | None, typer.Option(help="A file of queries: prompt, response, and optionally alternative, span, label, id.")
+    ] = None,
+    method: Annotated[list[str] | None, typer.Option(help="A method, may be repeated; the first is the primary one.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Adds the embedding method with this encoder.")] = None,
+    measure: Annotated[str | None, typer.Option(help="What is explained; by the kind of query where not given.")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="Rows listed on each side (default 10).")] = None,
+    reference: Annotated[int | None, typer.Option(help="Reference queries for the hub correction (default 128).")] = None,
+    report: Annotated[bool, typer.Option(help="Write report.html as well.")] = True,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Trace a model's output to the rows behind it, by every method, ranked and side by side."""
+    given = _queries_of(prompt, response, alternative, label, queries)
+    from headwater import api
+
+    methods: dict[str, dict[str, Any]] = {name: {} for name in method or api.DEFAULT_METHODS if name != "embedding"}
+    if encoder is not None:
+        methods["embedding"] = {"model": encoder}
+    elif method and "embedding" in method:
+        _usage("the embedding method needs an encoder: name one with --encoder")
+    options = {name: value for name, value in {"measure": measure, "k": k, "n_reference": reference}.items() if value is not None}
+    with _progress(quiet):
+        traced = api.trace(run, queries=given, methods=methods, **options)
+        page = traced.report() if report else None
+    if json_:
+        _print_json({"run": str(run), "trace": str(traced.folder), "report": page and str(page), **_brief(traced)})
+        return
+    _show_trace(traced)
+    if page:
+        typer.echo(f"report: {page}")
+
+
+@app.command()
+def report(
+    run: RunFolder,
+    trace: Annotated[str | None, typer.Option(help="A trace's name (a folder in RUN/scores); the newest where not given.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The page; RUN/report.html where not given.")] = None,
+    json_: Json = False,
+) -> None:
+    """Write the page of a trace: one file, no network."""
+    from headwater.report import write_report
+
+    page = write_report(run, trace=trace, out=out)
+    if json_:
+        _print_json({"report": str(page)})
+    else:
+        typer.echo(page)
+
+
+@app.command()
+def verify(
+    run: RunFolder,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Withdraw damaged shards, so that `headwater index` makes just those again.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Hold every file of the index against its checksum and the record; exit code 3 where something is damaged."""
+    from headwater.index.verify import verify as verify_run
+
+    findings = verify_run(run, repair=repair)
+    if json_:
+        _print_json({"run": str(run), "findings": [finding.to_json() for finding in findings]})
+    for finding in [] if json_ else findings:
+        typer.echo(f"{finding.status:8}{finding.name}: {finding.because}" + (f" -> {finding.next_step}" if finding.next_step else ""))
+    if any(finding.status == "fail" for finding in findings):
+        raise typer.Exit(3)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    format_: Annotated[str, typer.Option("--format", help="csv, parquet or jsonl.")] = "csv",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file; RUN/scores.FORMAT or RUN/exclude.FORMAT where not given.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="One method only.")] = None,
+    exclude: Annotated[int | None, typer.Option(help="Instead of scores: the rows among the first so many of any query.")] = None,
+    trace: Annotated[str | None, typer.Option(help="A trace's name; the newest where not given.")] = None,
+    json_: Json = False,
+) -> None:
+    """Scores, or a list of rows to leave out, as a file for other tools."""
+    if format_ not in ("csv", "parquet", "jsonl"):
+        _usage(f"--format is {format_!r}, expected csv, parquet or jsonl")
+    from headwater.rank.export import export as export_scores
+    from headwater.rank.export import newest_trace, trace_folder
+
+    folder = newest_trace(run) if trace is None else trace_folder(run, trace)
+    path = out or run / f"{'scores' if exclude is None else 'exclude'}.{format_}"
+    n = export_scores(run, folder, path, format=format_, method=method, exclude=exclude)  # pyright: ignore[reportArgumentType]
+    if json_:
+        _print_json({"path": str(path), "lines": n})
+    else:
+        typer.echo(f"{path}: {n:,} lines")
+
+
+@app.command()
+def replay(
+    run: RunFolder,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the repetition goes; RUN-replay where not given.")] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Do a run again from its record, and compare every shard and score byte by byte; exit code 3 where they differ."""
+    from headwater.replay import replay as replay_run
+
+    with _progress(quiet):
+        result = replay_run(run, out or run.with_name(f"{run.name}-replay"))
+    if json_:
+        _print_json(result.to_json())
+    else:
+        typer.echo(f"{result.out}: {result.compared} files compared, {len(result.different)} differ")
+        for name, (before, now) in result.environment_changes.items():
+            typer.echo(f"since then changed: {name}: {before} -> {now}")
+    if not result.identical:
+        raise typer.Exit(3)
+
+
+@app.command()
+def methods(json_: Json = False) -> None:
+    """What scores there are, what each needs and costs, and where it comes from."""
+    from headwater.methods import table
+
+    if json_:
+        _print_json({"methods": table()})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table("method", "unit", "needs", "cost", "what it is", "source", box=None)
+    for line in table():
+        shown.add_row(
+            line["name"],
+            line["unit"] or "ranks only",
+            ", ".join(line["needs"]) or "nothing",
+            line["cost"],
+            line["summary"],
+            line["reference"],
+        )
+    Console().print(shown)
+
+
+# ------------------------------------------------------------------------------------------------------- plumbing
+
+
+def main() -> None:
+    """Entry point: errors of ours become one line and an exit code; what was done before them is kept."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted: what was committed is kept, the same command goes on from there", err=True)
+        sys.exit(130)
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(code)
+
+
+FLAGS = {
+    "columns": "data.columns", "split": "data.split", "limit": "data.limit", "loss_on": "data.loss_on", "chat_template": "data.chat_template",
+    "max_length": "data.max_length", "revision": "model.revision", "adapter": "model.adapter", "merge": "model.merge", "dtype": "model.dtype",
+    "task": "model.task", "device": "model.device", "include": "scope.include", "exclude": "scope.exclude", "sketch_rank": "sketch.rank",
+    "sketch_seed": "sketch.seed", "store": "store.dtype", "shard_rows": "store.shard_rows", "token_budget": "engine.token_budget",
+}  # fmt: skip
+
+
+def _index_recipe(values: dict[str, Any]) -> Any:
+    """The recipe of a verb's arguments: flag names to dotted options, paths made to hold from anywhere."""
+    from headwater.api import resolved
+    from headwater.recipe import IndexRecipe
+
+    flags = {option: values[flag] for flag, option in FLAGS.items()}
+    flags |= {"model.path": resolved(values["model"]), "data.source": resolved(values["data"])}
+    if values["adapter"] is not None:
+        flags["model.adapter"] = resolved(values["adapter"])
+    return IndexRecipe.build(config=values["config"], flags=flags, overrides=values["override"] or [])
+
+
+def _queries_of(prompt: str | None, response: str | None, alternative: str | None, label: str | None, queries: Path | None) -> Any:
+    if queries is not None:
+        if prompt or response or alternative or label:
+            _usage("got --queries and a query as well; give one of the two")
+        if not queries.exists():
+            _usage(f"--queries {queries}: there is no such file")
+        return queries
+    if prompt is None or (response is None and label is None):
+        _usage("nothing to trace: give --prompt and --response (a classifier: --prompt and --label), or --queries FILE")
+    fields = {"prompt": prompt, "response": response, "alternative": alternative, "label": label}
+    return [{name: value for name, value in fields.items() if value is not None}]
+
+
+def _usage(message: str) -> Any:
+    from headwater.types import UsageError
+
+    raise UsageError(message)
+
+
+def _progress(quiet: bool) -> Any:
+    from transformers.utils import logging
+
+    from headwater.progress import quiet as quietly
+
+    logging.disable_progress_bar()
+    return quietly(quiet)
+
+
+def _show_trace(traced: Any) -> None:
+    from rich.console import Console
+
+    from headwater.report.terminal import summary
+
+    summary(traced.record, Console())
+
+
+def _brief(traced: Any) -> dict[str, Any]:
+    """The ranked ids and scores of a trace, without its texts."""
+    queries = [
+        {
+            "id": query["id"],
+            "measure_value": query["measure_value"],
+            "top": {
+                name: [{"id": row["id"], "score": row["score"], "q": row["q"]} for row in ranked["proponents"]]
+                for name, ranked in query["ranked"].items()
+            },
+        }
+        for query in traced.record["queries"]
+    ]
+    return {"measure": traced.record["measure"], "queries": queries}
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value))
+
+
+if __name__ == "__main__":
+    main()

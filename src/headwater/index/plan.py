@@ -1,0 +1,118 @@
+"""What an index will cost, before it is made: exact where it can be counted, timed on a few rows where it cannot."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from headwater.corpus import collate, plan_batches
+from headwater.gradient.rows import row_engine
+from headwater.index.build import open_corpus, open_session, settle
+from headwater.model import measures
+from headwater.model.session import Session
+from headwater.recipe import IndexRecipe
+from headwater.types import Layout
+
+PILOT_ROWS = 20
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Counts are exact; `seconds` scales the pilot's time by tokens; memory is what the process holds plus the largest batch and shard."""
+
+    rows: int
+    tokens: int
+    rows_by_reason: dict[str, int]
+    parameters: int
+    parameters_in_scope: int
+    outside: list[dict[str, Any]]
+    numbers_per_row: int
+    bytes_per_row: int
+    disk_bytes: int
+    memory_bytes: int
+    pilot_rows: int
+    pilot_seconds: float
+    seconds: float
+    padding_share: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan_index(recipe: IndexRecipe, *, session: Session | None = None, data: Any = None) -> Forecast:
+    """Load model and data, settle the layout, and time a pilot of 20 rows spread over the lengths. Writes nothing."""
+    session = session or open_session(recipe.model)
+    corpus = open_corpus(recipe.data, session, data)
+    plan = settle(recipe, session, corpus.examples)
+    lengths = np.array([example.n_tokens for example in corpus.examples])
+    spread = np.argsort(lengths, kind="stable")[np.linspace(0, len(lengths) - 1, min(PILOT_ROWS, len(lengths))).astype(int)]
+    pilot = [corpus.examples[i] for i in spread]
+    seconds = _pilot_seconds(session, plan.layout, pilot, recipe.engine.token_budget)
+    batches = plan_batches(lengths, token_budget=recipe.engine.token_budget)
+    padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+    row_bytes = _row_bytes(plan.layout, recipe.store.dtype, session.hidden_size)
+    shard_rows = min(recipe.store.shard_rows, len(corpus))
+    return Forecast(
+        rows=len(corpus),
+        tokens=int(lengths.sum()),
+        rows_by_reason=dict(corpus.report.counts),
+        parameters=sum(plan.scope.sizes.values()),
+        parameters_in_scope=plan.scope.n_inside,
+        outside=plan.scope.to_json()["outside"],
+        numbers_per_row=plan.layout.size,
+        bytes_per_row=row_bytes,
+        disk_bytes=row_bytes * len(corpus),
+        memory_bytes=_peak_bytes() + shard_rows * plan.layout.size * (4 + BYTES[recipe.store.dtype]),
+        pilot_rows=len(pilot),
+        pilot_seconds=seconds,
+        seconds=seconds * int(lengths.sum()) / max(1, sum(example.n_tokens for example in pilot)),
+        padding_share=1 - int(lengths.sum()) / padded,
+    )
+
+
+def _pilot_seconds(session: Session, layout: Layout, pilot: list[Any], token_budget: int) -> float:
+    batches = plan_batches([example.n_tokens for example in pilot], token_budget=token_budget)
+    with row_engine(session, layout) as engine:
+        for timed in (False, True):  # the first round warms up
+            start = time.perf_counter()
+            for batch in batches if timed else batches[-1:]:
+                engine.rows(collate([pilot[i] for i in batch], pad_id=session.pad_id), measures.LOSS)
+            if session.device.type == "cuda":
+                torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _row_bytes(layout: Layout, dtype: str, hidden_size: int) -> int:
+    norms = 4 * (len(layout.blocks) + 1)
+    scales = 4 * len(layout.blocks) if dtype == "int8" else 0
+    representations = 2 * hidden_size * (2 if dtype == "bfloat16" else 4)
+    return layout.size * BYTES[dtype] + norms + scales + representations
+
+
+def _peak_bytes() -> int:
+    """What this process has held at most: the model, and the pilot's largest batch."""
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return host + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
+
+
+def size_text(n_bytes: float) -> str:
+    """1536 -> '1.5 kB': powers of 1,000."""
+    if n_bytes < 1000:
+        return f"{n_bytes:.0f} B"
+    power = min(4, int(math.log(n_bytes, 1000)))
+    return f"{n_bytes / 1000**power:.1f} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
+
+
+def time_text(seconds: float) -> str:
+    """95 -> '1 min 35 s'."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
