@@ -271,8 +271,11 @@ class Index(Protocol):
     Training rows carry the gradient of their *loss*, queries the gradient of their *measure*: `gradient_of` says which.
     """
 
-    layout: Layout
-    gradient_of: str
+    @property
+    def layout(self) -> Layout: ...
+
+    @property
+    def gradient_of(self) -> str: ...
 
     @property
     def ids(self) -> Sequence[str]: ...
@@ -348,13 +351,18 @@ class Scores:
         return [(self.train_ids[i], float(values[i])) for i in order if not np.isnan(values[i])]
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row per (query, training row), best first within a query."""
+        """One row per (query, training row), best first within a query, NaN last."""
         import pandas as pd
 
-        frame = pd.DataFrame(self.values_QN, index=pd.Index(self.query_ids, name="query"), columns=pd.Index(self.train_ids, name="id"))
-        long = frame.stack().rename("score").reset_index()
-        long["method"] = self.method
-        return long.sort_values(["query", "score"], ascending=[True, False], kind="stable", ignore_index=True)
+        n_queries, n_rows = self.values_QN.shape
+        order_QN = np.argsort(-np.nan_to_num(self.values_QN, nan=-np.inf), axis=1, kind="stable")
+        columns = {
+            "query": np.repeat(self.query_ids, n_rows),
+            "id": np.asarray(self.train_ids)[order_QN].ravel(),
+            "score": np.take_along_axis(self.values_QN, order_QN, axis=1).ravel(),
+            "method": np.repeat(self.method, n_queries * n_rows),
+        }
+        return pd.DataFrame(columns)
 
 
 FindingStatus = Literal["ok", "warn", "fail", "unknown"]
@@ -374,7 +382,7 @@ class Finding:
     next_step: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {**asdict(self), "interval": None if self.interval is None else list(self.interval)}
 
 
 @dataclass(frozen=True)
@@ -412,7 +420,8 @@ State = Mapping[str, Tensor]
 class Source(Protocol):
     """What a curvature is fitted on: rows of gradients in a layout, block by block."""
 
-    layout: Layout
+    @property
+    def layout(self) -> Layout: ...
 
     def blocks(self, feature: str) -> Iterator[tuple[int, Tensor]]: ...
 
@@ -435,9 +444,14 @@ class Method(Protocol):
     both indexes must have; `summary` is one line for `headwater methods`.
     """
 
-    name: str
-    unit: str | None
-    requires: frozenset[str]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def unit(self) -> str | None: ...
+
+    @property
+    def requires(self) -> frozenset[str]: ...
 
     def fit(self, index: Index) -> State: ...
 
