@@ -17,7 +17,7 @@ from headwater.index.read import StoredIndex
 from headwater.index.scan import _products_plain, _scan_bfloat16, _scan_float32, top_products
 from headwater.index.spec import IndexSpec
 from headwater.index.write import ShardData, Writer
-from headwater.types import Block, DataError, Layout
+from headwater.types import Block, DataError, Layout, UsageError
 
 LAYOUT = Layout((Block("big", (40, 20), (40, 20)), Block("small", (24,), (24,))))
 D = LAYOUT.size
@@ -164,6 +164,16 @@ def test_a_query_that_is_not_finite(tmp_path: Path):
     with pytest.raises(DataError, match=r"queries \[1\] have numbers that are not finite"):
         top_products(index, queries_QD, 5)
     assert torch.isnan(index.products("gradient", queries_QD)).all(1).tolist() == [False, True, False]
+
+
+@pytest.mark.usefixtures("fast")
+def test_nothing_to_rank(tmp_path: Path):
+    rows_ND, queries_QD = rows_with_structure(5), rows_with_structure(3, seed=1)
+    with pytest.raises(UsageError, match="k is 0"):
+        top_products(store(tmp_path / "good", rows_ND, "bfloat16"), queries_QD, 0)
+    index = store(tmp_path / "bad", rows_ND * torch.nan, "bfloat16")
+    assert top_products(index, queries_QD, 4).positions_QK.shape == (3, 0)
+    assert torch.isnan(index.products("gradient", queries_QD)).all()
 
 
 def test_equal_rows_stand_in_the_order_of_the_rows(tmp_path: Path):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from headwater.index.codec import Stored, decode
-from headwater.types import DataError, Layout
+from headwater.types import DataError, Layout, UsageError
 
 RESCORED = 100  # rows at either end of each query whose products are exact in `products`
 QUERY_GROUP = 64  # always this many columns, padded with zeros: a query's numbers do not depend on its company
@@ -90,8 +90,11 @@ def _products_plain(index: Rows, feature: str, queries_QD: Tensor) -> Tensor:
 def top_products(index: Rows, queries_QD: Tensor, k: int, *, feature: str = "gradient", scale_N: Tensor | None = None) -> Top:
     """The k rows with the highest products, and those products: float64's answer over the stored numbers, at the price of a scan.
 
-    k becomes the number of rows that are not bad, where that is smaller. Raises DataError for a query that is not finite.
+    k becomes the number of rows that are not bad, where that is smaller. Raises UsageError for k below 1, DataError for a query
+    that is not finite.
     """
+    if k < 1:
+        raise UsageError(f"k is {k}, expected 1 or more rows")
     if not torch.isfinite(queries_QD).all():
         bad = (~torch.isfinite(queries_QD).all(1)).nonzero().flatten().tolist()
         raise DataError(
@@ -201,23 +204,17 @@ class _Exact:
 
 
 def _candidates(exact: _Exact, scan: Scan, query_D: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Positions that hold the k highest products of one query for certain (and others), and their exact products.
+    """Positions that hold the k highest products of one query for certain (and some others), and their exact products.
 
-    The k best of the scan are scored exactly; the lowest of them is a floor under the k-th highest. Whatever the bound
-    lets reach the floor is scored too.
+    k rows are certainly as high as the k-th highest lower bound, so whoever is among the k best reaches it.
     """
     values_N, errors_N = scan
-    first_k = torch.nan_to_num(values_N, nan=-torch.inf).topk(min(k, len(values_N))).indices.sort().values
-    first_k = first_k[~torch.isnan(values_N[first_k])]
-    exact_k = exact(first_k, query_D)
-    floor = exact_k.amin() if len(exact_k) else torch.inf
-    reach_N = (values_N + errors_N).double()
-    reach_N[first_k] = torch.nan  # scored already; NaN reaches nothing
-    more_C = (reach_N >= floor).nonzero().flatten()
-    return torch.cat([first_k, more_C]), torch.cat([exact_k, exact(more_C, query_D)])
+    floors_K = torch.nan_to_num(values_N - errors_N, nan=-torch.inf).topk(min(k, len(values_N))).values
+    floor = floors_K.amin() if len(floors_K) else torch.inf
+    positions_C = (values_N + errors_N >= floor).nonzero().flatten()  # a bad row's NaN reaches nothing
+    return positions_C, exact(positions_C, query_D)
 
 
 def _best(positions_C: Tensor, values_C: Tensor, k: int) -> Top:
-    by_position = positions_C.argsort()
-    order = by_position[values_C[by_position].argsort(descending=True, stable=True)[:k]]
+    order = values_C.argsort(descending=True, stable=True)[:k]
     return Top(values_C[order], positions_C[order])
