@@ -143,6 +143,14 @@ def test_lexical_without_any_word() -> None:
     assert (score(Lexical(), train, asked) == 0).all()
 
 
+def test_lexical_has_no_stop_words() -> None:
+    """They belong to one language; here they are all that the texts have."""
+    train, asked = toy_rows(2, seed=1), toy_queries(1, seed=2)
+    train.columns["prompt"][:], train.columns["response"][:] = ["the", "of"], ""
+    asked.columns["prompt"][:], asked.columns["response"][:] = ["of"], ""
+    assert (score(Lexical(), train, asked)[0] > 0).tolist() == [False, True]
+
+
 def test_lexical_names_its_text(index: Toy, queries: Toy) -> None:
     scores = Lexical(text="response").score(Lexical(text="response").fit(index.index()), index.index(), queries.index())
     assert scores.provenance["text"] == "response"

@@ -82,6 +82,14 @@ def test_the_mean_estimated_error_is_the_spread_over_draws(blocks: tuple[Block, 
     assert 0.85 < ratio < 1.15, f"estimated error over spread: {ratio:.3f}"
 
 
+@pytest.mark.parametrize("block", MIXED[1:4], ids=lambda block: block.name)
+def test_blocks_that_are_drawn_on_one_side(block: Block) -> None:
+    """By themselves, since a block drawn on both sides would drown them; for pairs where the wrong side would be 34 % too wide."""
+    scores, errors = simulate((block,), *pairs((block,), tokens=2, alike=0.7), "dot")
+    ratio = (errors.square().mean() / scores.var(0).mean()).sqrt().item()
+    assert 0.85 < ratio < 1.15, f"estimated error over spread: {ratio:.3f}"
+
+
 def test_a_small_score_and_a_large_one_are_told_apart() -> None:
     """Each pair has its own error: one size for all would fail where scores differ in size."""
     queries, rows = pairs(SQUARE, tokens=10, alike=0.0)
