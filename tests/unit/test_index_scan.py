@@ -101,8 +101,10 @@ def test_the_error_bound_holds(seed: int, exponent: int, n_rows: int, constant: 
     queries_QD = torch.full((3, D), 1 + 2**-9 + 2**-12) if constant else torch.randn(3, D, generator=generator)
     index = MemoryIndex([str(i) for i in range(n_rows)], LAYOUT, "loss", {"gradient": (rows_ND.abs() if constant else rows_ND).bfloat16()})
     for way in (_scan_float32, _as_bfloat16):
-        values_QN, errors_QN = way(index, "gradient", queries_QD)
-        assert ((values_QN.double() - exact_products(index, queries_QD)).abs() <= errors_QN.double()).all()
+        found = way(index, "gradient", queries_QD)
+        for q, exact_N in enumerate(exact_products(index, queries_QD)):
+            values_N, errors_N = found.query(q)
+            assert ((values_N.double() - exact_N).abs() <= errors_N.double()).all()
 
 
 def _as_bfloat16(index: MemoryIndex, feature: str, queries_QD: Tensor) -> scan.Scan:
@@ -121,7 +123,7 @@ def test_the_bound_is_what_makes_the_answer_right(tmp_path: Path, fast, monkeypa
     index, queries_QD = store(tmp_path, close_ND, "bfloat16"), rows_with_structure(70, seed=1)
     right = top_products(index, queries_QD, 10).positions_QK
     honest = scan._scan
-    monkeypatch.setattr(scan, "_scan", lambda *args: (s := honest(*args))._replace(errors_QN=torch.zeros_like(s.errors_QN)))
+    monkeypatch.setattr(scan, "_scan", lambda *args: honest(*args)._replace(lost_Q=torch.zeros(len(queries_QD)), unit=0.0))
     assert not torch.equal(top_products(index, queries_QD, 10).positions_QK, right)
 
 
@@ -152,7 +154,7 @@ def test_products_too_large_for_the_scan_are_still_ranked(tmp_path: Path):
     rows_ND = rows_with_structure(60).clamp(-1, 1)
     rows_ND[[3, 11]] *= 3e38 / rows_ND[[3, 11]].abs().amax(1, keepdim=True)
     index, queries_QD = store(tmp_path, rows_ND, "bfloat16"), rows_with_structure(4, seed=1) * 1e3
-    assert torch.isinf(scan._scan(index, "gradient", queries_QD).errors_QN).any()
+    assert torch.isinf(scan._scan(index, "gradient", queries_QD).query(1).errors_N).any()
     exact_QN = exact_products(index, queries_QD)
     assert torch.equal(top_products(index, queries_QD, 5).positions_QK, exact_QN.argsort(dim=1, descending=True)[:, :5])
 

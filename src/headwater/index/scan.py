@@ -47,11 +47,35 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
 
+class Bounded(NamedTuple):
+    """One query's products: float64's, over the stored numbers, are within `values ± errors`. A bad row's error is NaN."""
+
+    values_N: Tensor
+    errors_N: Tensor
+
+
 class Scan(NamedTuple):
-    """Products with a bound on their errors: the float64 product of the stored numbers is within `values ± errors`."""
+    """Products as the scan found them, and what bounds their errors: `lost |row| + unit |value| + tiny`."""
 
     values_QN: Tensor
-    errors_QN: Tensor
+    lost_Q: Tensor
+    norms_N: Tensor
+    unit: float
+    tiny_N: Tensor
+
+    def query(self, q: int, scale_N: Tensor | None = None) -> Bounded:
+        """One query at a time: its numbers stay in the cache. 0.1 % is added for the roundings of the bound itself.
+
+        What overflowed, in the product or in the bound, is known to within infinity.
+        """
+        values_N = self.values_QN[q]
+        errors_N = torch.add(self.tiny_N, self.norms_N, alpha=1.001 * float(self.lost_Q[q])).add_(values_N.abs(), alpha=1.001 * self.unit)
+        if not torch.isfinite(errors_N.sum()):
+            overflown_N = ~torch.isfinite(errors_N) & ~torch.isnan(self.norms_N)
+            values_N, errors_N = values_N.masked_fill(overflown_N, 0.0), errors_N.masked_fill_(overflown_N, torch.inf)
+        if scale_N is None:
+            return Bounded(values_N, errors_N)
+        return Bounded(values_N * scale_N, errors_N * scale_N.abs() + UNIT_F32 * (values_N * scale_N).abs())
 
 
 class Top(NamedTuple):
@@ -71,14 +95,14 @@ def products(index: Rows, feature: str, queries_QD: Tensor, *, scale_N: Tensor |
     if not _scans_fast(index, feature):
         values_QN = _products_plain(index, feature, queries_QD).masked_fill_(torch.isnan(index.norms(feature)), torch.nan)
         return values_QN if scale_N is None else values_QN * scale_N
-    scan = _scaled(_scan(index, feature, queries_QD), scale_N)
-    exact, values_QN, finite_Q = _Exact(index, feature, scale_N), scan.values_QN.clone(), torch.isfinite(queries_QD).all(1)
-    values_QN[~finite_Q] = torch.nan
-    for q in finite_Q.nonzero().flatten().tolist():
+    scan, exact = _scan(index, feature, queries_QD), _Exact(index, feature, scale_N)
+    values_QN = scan.values_QN * (torch.ones(()) if scale_N is None else scale_N)
+    for q in torch.isfinite(queries_QD).all(1).nonzero().flatten().tolist():
+        values_N, errors_N = scan.query(q, scale_N)
         for sign in (1, -1):
-            positions_C, values_C = _candidates(exact, Scan(sign * scan.values_QN[q], scan.errors_QN[q]), sign * queries_QD[q], RESCORED)
+            positions_C, values_C = _candidates(exact, Bounded(sign * values_N, errors_N), sign * queries_QD[q], RESCORED)
             values_QN[q, positions_C] = (sign * values_C).float()
-    return values_QN
+    return values_QN.masked_fill_(torch.isnan(scan.norms_N), torch.nan)
 
 
 def _products_plain(index: Rows, feature: str, queries_QD: Tensor) -> Tensor:
@@ -100,9 +124,9 @@ def top_products(index: Rows, queries_QD: Tensor, k: int, *, feature: str = "gra
         raise DataError(
             f"queries {bad[:5]} have numbers that are not finite, nothing can be ranked by them. Check the model's dtype and the prompt."
         )
-    scan, exact = _scaled(_scan(index, feature, queries_QD), scale_N), _Exact(index, feature, scale_N)
-    k = min(k, int(scan.errors_QN.shape[1] - torch.isnan(index.norms(feature)).sum()))
-    tops = [_best(*_candidates(exact, Scan(*row), query_D, k), k) for *row, query_D in zip(*scan, queries_QD, strict=True)]
+    scan, exact = _scan(index, feature, queries_QD), _Exact(index, feature, scale_N)
+    k = min(k, int((~torch.isnan(scan.norms_N)).sum()))
+    tops = [_best(*_candidates(exact, scan.query(q, scale_N), query_D, k), k) for q, query_D in enumerate(queries_QD)]
     return Top(*(torch.stack(column) for column in zip(*tops, strict=True)))
 
 
@@ -121,32 +145,20 @@ def _scans_fast(index: Rows, feature: str) -> bool:
 
 
 def _scan(index: Rows, feature: str, queries_QD: Tensor) -> Scan:
-    """Where a product or its bound overflows it is known to within infinity; only a bad row's is NaN."""
-    found = (_scan_bfloat16 if _scans_fast(index, feature) else _scan_float32)(index, feature, queries_QD.float())
-    unknown_QN, bad_N = ~torch.isfinite(found.errors_QN), torch.isnan(index.norms(feature))
-    values_QN, errors_QN = found.values_QN.masked_fill_(unknown_QN, 0.0), found.errors_QN.masked_fill_(unknown_QN, torch.inf)
-    return Scan(values_QN.masked_fill_(bad_N, torch.nan), errors_QN.masked_fill_(bad_N, torch.nan))
+    return (_scan_bfloat16 if _scans_fast(index, feature) else _scan_float32)(index, feature, queries_QD.float())
 
 
 def _scan_float32(index: Rows, feature: str, queries_QD: Tensor) -> Scan:
     """Only the sums round: a sum of D products is within `D u |q| |row|` in whatever order it is taken."""
-    values_QN, norms_N = _products_plain(index, feature, queries_QD), index.norms(feature)
-    lost_Q = _summation(queries_QD) * queries_QD.norm(dim=1)
-    return Scan(values_QN, _errors(values_QN, lost_Q, norms_N, queries_QD, unit=UNIT_F32))
+    lost_Q, norms_N = _summation(queries_QD) * queries_QD.norm(dim=1), index.norms(feature)
+    return Scan(_products_plain(index, feature, queries_QD), lost_Q, norms_N, UNIT_F32, _tiny(queries_QD, norms_N))
 
 
 def _scan_bfloat16(index: Rows, feature: str, queries_QD: Tensor) -> Scan:
     """Three roundings: of the query (Cauchy-Schwarz bounds what that moves), of the sum, and of the result to bfloat16."""
     rounded_QD, norms_N = queries_QD.bfloat16(), index.norms(feature)
-    values_QN = _bfloat16_values(index, feature, rounded_QD)
     lost_Q = (queries_QD - rounded_QD.float()).norm(dim=1) + _summation(queries_QD) * rounded_QD.float().norm(dim=1)
-    return Scan(values_QN, _errors(values_QN, lost_Q, norms_N, queries_QD, unit=UNIT_BF16))
-
-
-def _errors(values_QN: Tensor, lost_Q: Tensor, norms_N: Tensor, queries_QD: Tensor, *, unit: float) -> Tensor:
-    """`lost |row| + unit |value|`, and 0.1 % more for the roundings of the bound itself."""
-    errors_QN = torch.outer(1.001 * lost_Q, norms_N).add_(values_QN.abs(), alpha=1.001 * unit)
-    return errors_QN.add_(_tiny(queries_QD, norms_N))
+    return Scan(_bfloat16_values(index, feature, rounded_QD), lost_Q, norms_N, UNIT_BF16, _tiny(queries_QD, norms_N))
 
 
 def _bfloat16_values(index: Rows, feature: str, queries_QD: Tensor) -> Tensor:
@@ -165,17 +177,10 @@ def _summation(queries_QD: Tensor) -> float:
     return 1.01 * (queries_QD.shape[1] + 16) * UNIT_F32
 
 
-def _tiny(queries_QD: Tensor, norms_N: Tensor) -> float:
-    """What is lost where numbers or partial sums below the smallest normal float32 are taken for zero."""
-    D, largest = queries_QD.shape[1], torch.nan_to_num(norms_N, nan=0.0).amax() if len(norms_N) else torch.zeros(())
-    return float(SMALLEST * D * (2 + queries_QD.abs().amax() + largest)) if queries_QD.numel() else 0.0
-
-
-def _scaled(scan: Scan, scale_N: Tensor | None) -> Scan:
-    if scale_N is None:
-        return scan
-    values_QN = scan.values_QN * scale_N
-    return Scan(values_QN, scan.errors_QN * scale_N.abs() + UNIT_F32 * values_QN.abs())
+def _tiny(queries_QD: Tensor, norms_N: Tensor) -> Tensor:
+    """[N] what is lost where numbers or partial sums below the smallest normal float32 are taken for zero."""
+    D, largest = queries_QD.shape[1], queries_QD.abs().amax() if queries_QD.numel() else torch.zeros(())
+    return SMALLEST * D * (2 + largest + norms_N)
 
 
 # ------------------------------------------------------------------------------------------------- exact products
@@ -203,15 +208,15 @@ class _Exact:
         return rows_CD @ query_D
 
 
-def _candidates(exact: _Exact, scan: Scan, query_D: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _candidates(exact: _Exact, found: Bounded, query_D: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Positions that hold the k highest products of one query for certain (and some others), and their exact products.
 
     k rows are certainly as high as the k-th highest lower bound, so whoever is among the k best reaches it.
     """
-    values_N, errors_N = scan
-    floors_K = torch.nan_to_num(values_N - errors_N, nan=-torch.inf).topk(min(k, len(values_N))).values
+    lowest_N, highest_N = found.values_N - found.errors_N, found.values_N + found.errors_N
+    floors_K = torch.nan_to_num_(lowest_N, nan=-torch.inf, neginf=-torch.inf).topk(min(k, len(lowest_N))).values
     floor = floors_K.amin() if len(floors_K) else torch.inf
-    positions_C = (values_N + errors_N >= floor).nonzero().flatten()  # a bad row's NaN reaches nothing
+    positions_C = (highest_N >= floor).nonzero().flatten()  # a bad row's NaN reaches nothing
     return positions_C, exact(positions_C, query_D)
 
 
