@@ -11,14 +11,12 @@ median over the repeats. Peak memory is that of two further processes, each of w
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -167,7 +165,6 @@ def main() -> None:
     result = measure(arguments)
     if arguments.json:
         record("indexing", result, command=f"python -m benchmarks.indexing {' '.join(sys.argv[1:])}")
-        print(json.dumps(result))
     else:
         print(
             f"indexing costs {result['ratio']:.2f} training passes ({result['ratio_all_parameters']:.2f} with every parameter in scope), ",

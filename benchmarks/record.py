@@ -14,10 +14,10 @@ PACKAGES = ("torch", "transformers", "headwater")
 
 
 def record(name: str, result: dict[str, Any], command: str) -> Path:
-    """Write the result of benchmark `name` and print it as one JSON object, the last line on standard output."""
+    """Write the result of benchmark `name` beside its command, date and machine; print it as one JSON object, the last line on standard output."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    value = {"name": name, "command": command, "date": datetime.now(UTC).date().isoformat(), "machine": machine(), "result": result}
+    value = {"name": name, "command": command, "date": datetime.now(UTC).date().isoformat(), "machine": machine(), **result}
     path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(json.dumps(result), flush=True)
     return path

@@ -293,8 +293,8 @@ class Index(Protocol):
         """[len(positions), D] float32, in the order asked for."""
         ...
 
-    def products(self, feature: str, queries_QD: Tensor) -> Tensor:
-        """[Q, N] float32 inner products with every row: the scan. NaN for a row stored as bad."""
+    def products(self, feature: str, queries_QD: Tensor, *, scale_N: Tensor | None = None) -> Tensor:
+        """[Q, N] float32 inner products with every row, times the row's scale: the scan. NaN for a row stored as bad."""
         ...
 
     def column(self, name: str) -> np.ndarray:
