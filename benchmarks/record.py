@@ -14,7 +14,7 @@ PACKAGES = ("torch", "transformers", "headwater")
 
 
 def record(name: str, result: dict[str, Any], command: str) -> Path:
-    """Write the result of benchmark `name` beside its command, date and machine; print it as one JSON object, the last line on standard output."""
+    """Write a benchmark's result with its command, date and machine; print the result as one JSON object, the last line of output."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     value = {"name": name, "command": command, "date": datetime.now(UTC).date().isoformat(), "machine": machine(), **result}

@@ -55,12 +55,20 @@ class StoredIndex:
     def gradient_of(self) -> str:
         return self.spec.gradient_of
 
-    @cached_property
+    @property
     def ids(self) -> tuple[str, ...]:
-        return tuple(self.column("id").tolist())
+        return self._ids
 
     @cached_property
+    def _ids(self) -> tuple[str, ...]:
+        return tuple(self.column("id").tolist())
+
+    @property
     def features(self) -> frozenset[str]:
+        return self._features
+
+    @cached_property
+    def _features(self) -> frozenset[str]:
         names = [shard.tensors.keys() - {"gradient_scale", "gradient_stored_norm"} for shard in self._shards]
         return frozenset.intersection(*map(frozenset, names)) if names else frozenset()
 
