@@ -92,6 +92,6 @@ class _Tap:
 def _tap(session: Session, collector: Collector) -> _Tap | None:
     if session.head is None:
         return None
-    names = {parameter: name for name, parameter in session.model.named_parameters()}
-    name = names.get(session.head.linear.weight)
+    weight = session.head.linear.weight
+    name = next((name for name, parameter in session.model.named_parameters() if parameter is weight), None)
     return _Tap(name, collector) if name is not None and collector.wants(name) else None

@@ -58,8 +58,12 @@ class SessionOutputs:
         logits_PV = logits_PV.to(torch.promote_types(logits_PV.dtype, torch.float32))
         return logits_PV.log_softmax(-1).gather(-1, targets_P[:, None]).squeeze(-1)
 
-    @cached_property
+    @property
     def alternative(self) -> SessionOutputs | None:
+        return self._alternative
+
+    @cached_property
+    def _alternative(self) -> SessionOutputs | None:
         other = self.batch.alternative
         return None if other is None else SessionOutputs(self.session, other, self.tap)
 
