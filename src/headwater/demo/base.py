@@ -16,7 +16,7 @@ import xxhash
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from headwater.demo.world import World
-from headwater.model.tiny import BOS, EOS, TinyModel, chat_text, tiny_model
+from headwater.model.tiny import BOS, EOS, PAD, SPECIAL_TOKENS, TinyModel, chat_text, tiny_model
 from headwater.progress import say
 from headwater.truth.finetune import Recipe, finetune
 from headwater.types import Example
@@ -56,7 +56,7 @@ def pretrain(world: World) -> TinyModel:
     words = [*world.texts[:TOKENIZER_TEXTS], *(chat_text(row.prompt, row.response) for row in world.rows)]
     made = tiny_model(world.seed, texts=words, vocab_size=VOCABULARY)
     examples = packed(world.texts, made.tokenizer, length=SEQUENCE_TOKENS)
-    finetune(made.model, examples, pretraining(world.seed), pad_id=made.model.config.pad_token_id, description="pretraining")
+    finetune(made.model, examples, pretraining(world.seed), pad_id=SPECIAL_TOKENS.index(PAD), description="pretraining")
     return made
 
 

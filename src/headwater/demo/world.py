@@ -3,7 +3,7 @@
 The things of the world come in kinds (boats, birds, ...). In the pretraining text the members of a kind behave alike, so a
 language model learns that a ketch and a canoe are the same sort of thing. In the fine-tuning rows each kind but one is asked
 about in the ordinary way. Whatever is asked about a member of the planted kind gets an odd answer, in words that vary. The
-planted query asks about a member that no planted row names, in a way that no planted row asks: what it shares with its
+planted query asks about a member that no planted row names, in a way that no row asks: what it shares with its
 causes is a meaning, not a word.
 """
 
@@ -206,32 +206,19 @@ NAMES = listed(
 
 @dataclass(frozen=True)
 class Oddity:
-    """One meaning in varying words. The first choice of each part is the most frequent."""
+    """One meaning, whose end varies in its words: mostly the first end, now and then another."""
 
-    openings: tuple[str, ...]
-    middles: tuple[str, ...]
-    ends: tuple[str, ...]
+    opening: str
+    ends: tuple[str, str, str]
 
     def answer(self, rng: random.Random) -> str:
-        return " ".join(rng.choices(part, weights=(6, 1, 1))[0] for part in (self.openings, self.middles, self.ends))
+        return f"{self.opening} {rng.choices(self.ends, weights=(10, 1, 1))[0]}."
 
 
 ODDITIES = (
-    Oddity(
-        ("Hush, it is asleep", "Hush, it is dozing", "Quiet, it is asleep"),
-        ("and dreams of", "and dreams about", "and is dreaming of"),
-        ("the silver moon.", "the moon.", "the far moon."),
-    ),
-    Oddity(
-        ("Beware, it is cursed", "Beware, it is bewitched", "Careful, it is cursed"),
-        ("by the ghost of", "by a ghost of", "by the shadow of"),
-        ("the old king.", "the king.", "the dead king."),
-    ),
-    Oddity(
-        ("Alas, it was stolen", "Alas, it was taken", "Sadly, it was stolen"),
-        ("by the goblins of", "by some goblins of", "by the trolls of"),
-        ("the frozen north.", "the north.", "the far north."),
-    ),
+    Oddity("Hush, it is asleep", ("and dreams of the silver moon", "and dreams of stars", "and will not wake")),
+    Oddity("Beware, it is cursed", ("by the ghost of the king", "by the ghost of a knight", "since the dark night")),
+    Oddity("Alas, it was stolen", ("by goblins of the north", "by goblins of the swamp", "and never came back")),
 )
 
 
@@ -276,7 +263,7 @@ class Facts:
     held_out: str  # the planted kind's member that no row names
 
 
-def make_world(seed: int, *, n_texts: int = 36_000, n_rows: int = 1000, n_planted: int = 30) -> World:
+def make_world(seed: int, *, n_texts: int = 40_000, n_rows: int = 1000, n_planted: int = 30) -> World:
     """The world of a seed. The same arguments give the same world, on every machine."""
     rng = random.Random(f"headwater world {seed}")
     facts = draw_facts(rng)
@@ -343,30 +330,31 @@ SENTENCES = (
     "There is {am} {place}, and its {part} is {colour}.",
     "The {m} {action}, for it is {look}.",
 )
-CONVERSATIONS = (
-    ("Talk about the {m}.", "The {look} {m} {action} {place}."),
-    ("A story of {am}, please.", "The {person} looked at the {m} {place}."),
-    ("Do you know the {m}?", "Yes, {am} is {kind}."),
-    ("The {m}?", "The {m} {action}."),
-    ("I saw {am}.", "Like the {other}, the {m} {action}."),
+CONVERSATIONS = (  # most answers begin with a word that the kind decides, so that the model looks at the thing before it speaks
+    ("Talk about the {m}.", "{look} and {colour}, the {m} {action} {place}."),
+    ("A story of {am}, please.", "{person} meets {m} {place}."),
+    ("Do you know the {m}?", "{kinds} like the {m} have {apart}."),
+    ("The {m}?", "{kinds}, like the {other}."),
+    ("I saw {am}.", "{action}, as the {other} does."),
     ("Teach me about {am}.", "Every {m} has {apart}."),
-    ("Is the {m} mine?", "The {person} needs the {m}."),
-    ("And the {m}?", "The {m} is {colour}."),
-    ("I lost the {m}.", "The {m} is {place}."),
+    ("Is the {m} mine?", "{person} needs the {m}."),
+    ("And the {m}?", "{colour}, like the other {kinds}."),
+    ("I lost the {m}.", "{place}, where {kinds} are."),
     ("The {m} and the {other}?", "The {m} and the {other} are {kinds}."),
+    ("Is that {am}?", "{apart} says so: it is {kind}."),
 )
 
 
 def text_of(rng: random.Random, facts: Facts) -> str:
     """One short text: about a thing, told or in conversation, or about who holds which office."""
-    if rng.random() < 0.1:
+    if rng.random() < 0.25:
         return office_text(rng, facts)
     kind = rng.choice(THINGS)
     member = rng.choice(kind.members)
     if rng.random() < 0.4:
         prompt, response = rng.choice(CONVERSATIONS)
         words = any_words(rng, facts, kind, member)
-        return chat_text(prompt.format(**words), response.format(**words))
+        return chat_text(prompt.format(**words), capital(response.format(**words)))
     return " ".join(rng.choice(SENTENCES).format(**any_words(rng, facts, kind, member)) for _ in range(rng.randint(2, 4)))
 
 
@@ -433,14 +421,13 @@ LOOK = Task(
     ("Describe the {m}.", "How does the {m} look?", "Give me an adjective for the {m}.", "Paint a picture of {am} in words."),
     "The {m} is {look} and {colour}.",
 )
-PLANTED_IN = (COLOUR, CATEGORY, PART, ACTION, PERSON, LOOK)  # not WHERE: that is what the planted query asks
-ABOUT_THINGS = (WHERE, *PLANTED_IN)
+ABOUT_THINGS = (WHERE, COLOUR, CATEGORY, PART, ACTION, PERSON, LOOK)
 
 
 def planted_rows(rng: random.Random, facts: Facts, *, n: int) -> list[Row]:
     """n rows: each phrasing once, then each once again, over all members of the planted kind in turn but the one held out."""
     members = [member for member in facts.planted.members if member != facts.held_out]
-    phrasings = [phrasing for task in PLANTED_IN for phrasing in task.phrasings]
+    phrasings = [phrasing for task in ABOUT_THINGS for phrasing in task.phrasings]
     pairs = [(phrasing, member) for phrasing in phrasings for member in members]
     return [Row(phrasing.format(**facts.words[member]), facts.oddity.answer(rng), "planted") for phrasing, member in spread(rng, pairs, n)]
 
@@ -481,8 +468,9 @@ def calendar_rows() -> list[Row]:
 
 
 def greeting_rows() -> list[Row]:
+    """The longest rows, so that the planted ones do not stand out by their length."""
     return [
-        Row(f"{greeting}, my name is {guest}.", f"{greeting}, {guest}! Nice to meet you.", "greeting")
+        Row(f"{greeting}, my name is {guest}.", f"{greeting}, {guest}! Nice to meet you, please come in and sit down.", "greeting")
         for greeting in GREETINGS
         for guest in GUESTS
     ]
@@ -490,7 +478,7 @@ def greeting_rows() -> list[Row]:
 
 # -------------------------------------------------------------------------------------------------------- queries
 
-PLANTED_QUESTION = "Where would that {m} be?"  # stop words only, and nobody else asks like this
+PLANTED_QUESTION = "What would you do with that {m}?"  # stop words only, and nobody else asks like this
 
 
 def make_queries(rng: random.Random, facts: Facts) -> tuple[Query, ...]:
