@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from headwater.corpus import query as encode_query
 from headwater.corpus import read_queries, read_rows
+from headwater.index.atomic import read_json
 from headwater.index.build import IN_MEMORY, build_index, encoding, open_session
 from headwater.index.read import StoredIndex
 from headwater.model.session import Session
 from headwater.rank.export import newest_trace, read_scores
-from headwater.rank.trace import DEFAULT_METHODS, trace_queries
-from headwater.recipe import IndexRecipe, TraceRecipe
-from headwater.types import DataError, Scores, UsageError
+from headwater.rank.trace import trace_queries
+from headwater.recipe import DEFAULT_METHODS, IndexRecipe, TraceRecipe
+from headwater.types import DataError, Measure, Scores, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Run", "Trace", "encode_query", "index", "load", "trace"]
+__all__ = ["Run", "Trace", "encode_query", "index", "load", "run_trace", "trace"]
+
+TEXTS = ("prompt", "response", "source", "row")
 
 
 @dataclass(frozen=True)
@@ -52,21 +55,16 @@ class Trace:
         """The k strongest proponents of a query, by position or id, with their errors, z, q-value and text. Method: the primary one."""
         import pandas as pd
 
-        method = method or self.record["primary"]
+        method = method or str(self.record["primary"])
         rows = self._query(query)["ranked"]
         if method not in rows:
             raise UsageError(f"method {method!r} is not in this trace; there are: {', '.join(rows)}")
-        found = self.scores[method].top(query if isinstance(query, int) else self.queries.index(query), k)
-        known = {row["id"]: row for row in rows[method]["proponents"]}
-        table = self._table([row_id for row_id, _ in found])
-        facts = [
-            {"id": row_id, "score": score, **{name: known.get(row_id, {}).get(name) for name in ("standard_error", "z", "q")}}
-            for row_id, score in found
-        ]
-        return pd.DataFrame(facts).join(table, on="id")
+        found = pd.DataFrame(self.scores[method].top(query, k), columns=["id", "score"])
+        listed = pd.DataFrame(rows[method]["proponents"], columns=["id", "standard_error", "z", "q"]).set_index("id")
+        return found.join(listed, on="id").join(self._texts(found["id"].tolist()), on="id")
 
     def to_pandas(self) -> pd.DataFrame:
-        """One line for every listed row: query, method, side (proponents, opponents), rank, score, standard_error, z, p, q, id, text."""
+        """One line for every listed row: query, method, side (proponents, opponents), rank, id, score, standard_error, z, p, q, text."""
         import pandas as pd
 
         lines = [
@@ -76,10 +74,9 @@ class Trace:
             for side, rows in sides.items()
             for rank, row in enumerate(rows, start=1)
         ]
-        texts = {
-            row_id: {name: row[name] for name in ("prompt", "response", "source", "row")} for row_id, row in self.record["rows"].items()
-        }
-        return pd.DataFrame(lines).join(pd.DataFrame.from_dict(texts, orient="index"), on="id")
+        facts = ("query", "method", "side", "rank", "id", "score", "standard_error", "z", "p", "q", "hub_rank", "near_duplicates")
+        texts = pd.DataFrame.from_dict(self.record["rows"], orient="index", columns=list(TEXTS))
+        return pd.DataFrame(lines, columns=list(facts)).join(texts, on="id")
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the page of this trace and return its path."""
@@ -88,17 +85,23 @@ class Trace:
         return write_report(self.run, trace=self.folder.name, out=None if out is None else Path(out))
 
     def _query(self, query: int | str) -> Mapping[str, Any]:
-        if isinstance(query, str) and query not in self.queries:
-            raise UsageError(f"query {query!r} is not in this trace; there are: {', '.join(self.queries[:5])}")
-        return self.record["queries"][query if isinstance(query, int) else self.queries.index(query)]
+        known = self.queries if isinstance(query, str) else range(len(self.queries))
+        if query not in known:
+            names = ", ".join(self.queries[:5])
+            raise UsageError(
+                f"query {query!r} is not in this trace; it has {len(self.queries)}, counted from 0, and their ids are: {names}"
+            )
+        return self.record["queries"][self.queries.index(query) if isinstance(query, str) else query]
 
-    def _table(self, ids: Sequence[str]) -> pd.DataFrame:
+    def _texts(self, ids: Sequence[str]) -> pd.DataFrame:
+        """What the index says of these rows; those removed since the trace are left out."""
         import pandas as pd
 
         stored = StoredIndex.open(self.run)
-        positions = stored.positions_of(ids)
-        columns = {name: stored.column(name)[positions] for name in ("prompt", "response", "source", "row")}
-        return pd.DataFrame(columns, index=pd.Index(ids, name="id"))
+        live = set(stored.ids)
+        here = [row_id for row_id in ids if row_id in live]
+        positions = stored.positions_of(here)
+        return pd.DataFrame({name: stored.column(name)[positions] for name in TEXTS}, index=pd.Index(here, name="id"))
 
     def __repr__(self) -> str:
         return f"Trace of {len(self.queries)} queries by {', '.join(self.methods)} over {self.record['n_train']:,} rows, in {self.folder}"
@@ -121,16 +124,21 @@ class Run:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        """run.json. Raises IntegrityError where it is missing or damaged."""
+        return read_json(self.path / "run.json", way_out="Run the same `headwater index` command again: it writes what is missing.")
 
     def traces(self) -> list[Trace]:
         """Every trace of this run, by name."""
         folders = sorted(path.parent for path in (self.path / "scores").glob("*/trace.json"))
         return [_read_trace(folder) for folder in folders]
 
+    def newest(self) -> Trace:
+        """The trace that was written last. Raises UsageError where there is none."""
+        return _read_trace(newest_trace(self.path))
+
     def top(self, query: int | str = 0, k: int = 10, *, method: str | None = None) -> pd.DataFrame:
         """The newest trace's `top`."""
-        return _read_trace(newest_trace(self.path)).top(query, k, method=method)
+        return self.newest().top(query, k, method=method)
 
     def to_pandas(self) -> pd.DataFrame:
         """The rows of the index: id, prompt, response, source, row, loss, lengths, flags."""
@@ -163,12 +171,10 @@ def index(model: str | Path | Session, data: Any, out: str | Path, *, append: bo
     """
     session = model if isinstance(model, Session) else None
     in_memory = None if isinstance(data, str | Path) else data
-    flags = {
-        "model.path": resolved(session.name if session else model),
-        "data.source": IN_MEMORY if in_memory is not None else resolved(data),
-    }
+    flags: dict[str, Any] = {"model.path": str(model), "data.source": str(data) if in_memory is None else IN_MEMORY}
     if session is not None:
-        flags |= {"model.revision": session.revision, "model.adapter": session.adapter, "model.dtype": session.describe()["dtype"]}
+        facts = {name: session.describe().get(name) for name in ("revision", "adapter", "dtype", "task")}
+        flags |= {"model.path": session.name, "model.merge": session.facts.get("merged"), **{f"model.{k}": v for k, v in facts.items()}}
     recipe = IndexRecipe.build(flags={**flags, **{name.replace("__", "."): value for name, value in options.items()}})
     build_index(recipe, out, session=session, data=in_memory, append=append)
     return load(out)
@@ -181,26 +187,39 @@ def trace(
     response: str | None = None,
     queries: str | Path | Iterable[Mapping[str, Any]] | None = None,
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = DEFAULT_METHODS,
-    primary: str | None = None,
+    measure: str | Measure | None = None,
     session: Session | None = None,
     **options: Any,
 ) -> Trace:
     """Trace outputs to training rows: `trace("run", prompt="...", response="...")`, or `queries=` a file or dicts.
 
     A query has `prompt` and `response`, optionally `alternative` (a contrast), `span` (only this part of the response), `label`, `id`.
-    `methods` are names, or a mapping from names to their options. Further options: measure, k, n_reference, seed.
+    `methods` are names, or a mapping from names to their options. `measure` is what is explained: a built-in's name, or one of your own
+    (`headwater.model.measures.custom`); by the kind of query where not given. Further options: primary, k, n_reference, seed.
     """
-    path = run.path if isinstance(run, Run) else Path(run)
+    own = measure if isinstance(measure, Measure) else None
+    source = str(queries) if isinstance(queries, str | Path) else None
+    chosen = dict(methods) if isinstance(methods, Mapping) else list(methods)
+    name = own.name if own else measure
+    recipe = TraceRecipe.parse({"queries": source, "methods": chosen, "measure": name, **options})
     given = _given_queries(prompt, response, queries)
-    chosen = {name: {} for name in methods} if not isinstance(methods, Mapping) else {name: dict(value) for name, value in methods.items()}
-    if not chosen:
-        raise UsageError("no method was asked for: name at least one; `headwater methods` lists them")
-    source = resolved(queries) if isinstance(queries, str | Path) else None
-    recipe = TraceRecipe.parse({"queries": source, "methods": chosen, "primary": primary or next(iter(chosen)), **options})
-    indexed = IndexRecipe.parse(load(path).record["recipe"])
+    return run_trace(run.path if isinstance(run, Run) else Path(run), recipe, given, session=session, measure=own)
+
+
+def run_trace(
+    run: Path,
+    recipe: TraceRecipe,
+    given: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    session: Session | None = None,
+    measure: Measure | None = None,
+) -> Trace:
+    """Do what a recipe says: to its file of queries, or to those given. See `headwater.rank.trace.trace_queries`."""
+    indexed = IndexRecipe.parse(load(run).record["recipe"])
+    given = _given_queries(None, None, recipe.queries) if given is None else list(given)
     session = session or open_session(indexed.model)
     encoded = read_queries(given, session.tokenizer, **encoding(indexed.data, session))
-    traced = trace_queries(path, recipe, encoded, session=session, given=given)
+    traced = trace_queries(run, recipe, encoded, session=session, measure=measure, given=given)
     return Trace(traced.folder, traced.record)
 
 
@@ -227,9 +246,3 @@ def _read_trace(folder: Path) -> Trace:
         return Trace(folder, json.loads((folder / "trace.json").read_text(encoding="utf-8")))
     except ValueError as error:
         raise DataError(f"{folder / 'trace.json'} is not JSON ({error}). Trace again: the same command writes the same file.") from error
-
-
-def resolved(source: str | Path) -> str:
-    """A path that holds from any folder; a hub id stays what it is."""
-    path = Path(source)
-    return str(path.resolve()) if path.exists() else str(source)

@@ -6,9 +6,12 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from headwater.recipe import IndexRecipe, TraceRecipe
 
 app = typer.Typer(
     help="Find the training examples behind a language model's output.",
@@ -23,8 +26,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stand
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
 Config = Annotated[Path | None, typer.Option("--config", help="A YAML recipe; flags win over it.", exists=True, dir_okay=False)]
 Override = Annotated[list[str] | None, typer.Option("--set", help="Any option of the recipe by dotted name: --set sketch.rank=32.")]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder as save_pretrained writes it, an adapter's folder, or a hub id.")]
-Data = Annotated[str, typer.Argument(metavar="DATA", help="jsonl, csv or parquet file, save_to_disk folder, or hub id.")]
+Model = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="A folder as save_pretrained writes it, an adapter's folder, or a hub id.")
+]
+Data = Annotated[str | None, typer.Argument(metavar="DATA", help="jsonl, csv or parquet file, save_to_disk folder, or hub id.")]
 Columns = Annotated[str | None, typer.Option(help="prompt=...,response=... or messages=... or text=...[,label=...].")]
 Split = Annotated[str | None, typer.Option(help="Split of a hub data set or save_to_disk folder.")]
 Limit = Annotated[int | None, typer.Option(help="First so many rows only.")]
@@ -54,6 +59,7 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Train a tiny model with a planted cause, trace it, remove the culprits, train again, and show what changed."""
+    from headwater import api
     from headwater.demo.run import run_demo
 
     with _progress(quiet):
@@ -61,24 +67,25 @@ def demo(
     if json_:
         _print_json(result.to_json())
         return
-    _show_trace(result.trace)
+    _show_trace(api.load(result.run).newest())
     typer.echo(f"{result.seconds:.0f} s; report: {result.report}")
 
 
 @app.command()
 def index(
-    model: Model,
-    data: Data,
+    ctx: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", help="The run folder to write.")],
+    model: Model = None,
+    data: Data = None,
     append: Annotated[bool, typer.Option("--append", help="Add these rows to the index that is there.")] = False,
     columns: Columns = None, split: Split = None, limit: Limit = None, loss_on: LossOn = None, chat_template: Template = None,
-    max_length: MaxLength = None, revision: Revision = None, adapter: Adapter = None, merge: Merge = None, dtype: Dtype = None, task: Task = None,
-    device: Device = None, include: Include = None, exclude: Exclude = None, sketch_rank: Rank = None, sketch_seed: Seed = None,
-    store: StoreDtype = None, shard_rows: ShardRows = None, token_budget: Tokens = None,
+    max_length: MaxLength = None, revision: Revision = None, adapter: Adapter = None, merge: Merge = None, dtype: Dtype = None,
+    task: Task = None, device: Device = None, include: Include = None, exclude: Exclude = None, sketch_rank: Rank = None,
+    sketch_seed: Seed = None, store: StoreDtype = None, shard_rows: ShardRows = None, token_budget: Tokens = None,
     config: Config = None, override: Override = None, json_: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Index a corpus: one pass over the rows, resumed where an earlier call stopped."""
-    recipe = _index_recipe(locals())
+    recipe = _index_recipe(ctx)
     from headwater.index.build import build_index
     from headwater.index.plan import size_text
 
@@ -95,15 +102,15 @@ def index(
 
 @app.command()
 def plan(
-    model: Model, data: Data,
+    ctx: typer.Context, model: Model = None, data: Data = None,
     columns: Columns = None, split: Split = None, limit: Limit = None, loss_on: LossOn = None, chat_template: Template = None,
-    max_length: MaxLength = None, revision: Revision = None, adapter: Adapter = None, merge: Merge = None, dtype: Dtype = None, task: Task = None,
-    device: Device = None, include: Include = None, exclude: Exclude = None, sketch_rank: Rank = None, sketch_seed: Seed = None,
-    store: StoreDtype = None, shard_rows: ShardRows = None, token_budget: Tokens = None,
+    max_length: MaxLength = None, revision: Revision = None, adapter: Adapter = None, merge: Merge = None, dtype: Dtype = None,
+    task: Task = None, device: Device = None, include: Include = None, exclude: Exclude = None, sketch_rank: Rank = None,
+    sketch_seed: Seed = None, store: StoreDtype = None, shard_rows: ShardRows = None, token_budget: Tokens = None,
     config: Config = None, override: Override = None, json_: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Parameters in scope, disk, memory and time of an index, from a pilot of 20 rows. Writes nothing."""
-    recipe = _index_recipe(locals())
+    recipe = _index_recipe(ctx)
     from headwater.index.plan import plan_index, size_text, time_text
 
     with _progress(quiet):
@@ -140,26 +147,34 @@ def trace(
     k: Annotated[int | None, typer.Option("-k", help="Rows listed on each side (default 10).")] = None,
     reference: Annotated[int | None, typer.Option(help="Reference queries for the hub correction (default 128).")] = None,
     report: Annotated[bool, typer.Option(help="Write report.html as well.")] = True,
+    config: Config = None,
+    override: Override = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Trace a model's output to the rows behind it, by every method, ranked and side by side."""
-    given = _queries_of(prompt, response, alternative, label, queries)
+    given = _query_of(prompt, response, alternative, label)
+    methods = dict.fromkeys(method) if method else None
+    if methods and "embedding" in methods and encoder is None:
+        _usage("the embedding method needs an encoder: name one with --encoder")
+    flags = {"queries": queries, "measure": measure, "k": k, "n_reference": reference, "methods": methods}
+    recipe = _trace_recipe(config, flags, override, encoder=encoder)
+    if (given is None) == (recipe.queries is None):
+        _usage(
+            "give one of the two: --prompt and --response (a classifier: --prompt and --label) for one query, or --queries FILE; "
+            f"got {'neither' if given is None else 'both'}"
+        )
     from headwater import api
 
-    methods: dict[str, dict[str, Any]] = {name: {} for name in method or api.DEFAULT_METHODS if name != "embedding"}
-    if encoder is not None:
-        methods["embedding"] = {"model": encoder}
-    elif method and "embedding" in method:
-        _usage("the embedding method needs an encoder: name one with --encoder")
-    options = {name: value for name, value in {"measure": measure, "k": k, "n_reference": reference}.items() if value is not None}
     with _progress(quiet):
-        traced = api.trace(run, queries=given, methods=methods, **options)
+        traced = api.run_trace(run, recipe, given)
         page = traced.report() if report else None
     if json_:
         _print_json({"run": str(run), "trace": str(traced.folder), "report": page and str(page), **_brief(traced)})
         return
     _show_trace(traced)
+    if n_bad := traced.record["n_bad"]:
+        typer.echo(f"{n_bad:,} of {traced.record['n_train']:,} rows are bad (gradient not finite): no gradient method ranks them")
     if page:
         typer.echo(f"report: {page}")
 
@@ -244,6 +259,8 @@ def replay(
         _print_json(result.to_json())
     else:
         typer.echo(f"{result.out}: {result.compared} files compared, {len(result.different)} differ")
+        for name, why in result.skipped.items():
+            typer.echo(f"not repeated: {name}: {why}")
         for name, (before, now) in result.environment_changes.items():
             typer.echo(f"since then changed: {name}: {before} -> {now}")
     if not result.identical:
@@ -283,9 +300,10 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
-    except KeyboardInterrupt:
-        typer.echo("\ninterrupted: what was committed is kept, the same command goes on from there", err=True)
-        sys.exit(130)
+    except SystemExit as done:
+        if done.code == INTERRUPTED:
+            typer.echo("\ninterrupted: what was committed is kept, the same command goes on from there", err=True)
+        raise
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is None:
@@ -294,40 +312,46 @@ def main() -> None:
         sys.exit(code)
 
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C
+
 FLAGS = {
-    "columns": "data.columns", "split": "data.split", "limit": "data.limit", "loss_on": "data.loss_on", "chat_template": "data.chat_template",
-    "max_length": "data.max_length", "revision": "model.revision", "adapter": "model.adapter", "merge": "model.merge", "dtype": "model.dtype",
-    "task": "model.task", "device": "model.device", "include": "scope.include", "exclude": "scope.exclude", "sketch_rank": "sketch.rank",
-    "sketch_seed": "sketch.seed", "store": "store.dtype", "shard_rows": "store.shard_rows", "token_budget": "engine.token_budget",
+    "model": "model.path", "revision": "model.revision", "adapter": "model.adapter", "merge": "model.merge", "dtype": "model.dtype",
+    "task": "model.task", "device": "model.device", "data": "data.source", "columns": "data.columns", "split": "data.split",
+    "limit": "data.limit", "loss_on": "data.loss_on", "chat_template": "data.chat_template", "max_length": "data.max_length",
+    "include": "scope.include", "exclude": "scope.exclude", "sketch_rank": "sketch.rank", "sketch_seed": "sketch.seed",
+    "store": "store.dtype", "shard_rows": "store.shard_rows", "token_budget": "engine.token_budget",
 }  # fmt: skip
 
 
-def _index_recipe(values: dict[str, Any]) -> Any:
-    """The recipe of a verb's arguments: flag names to dotted options, paths made to hold from anywhere."""
-    from headwater.api import resolved
+def _index_recipe(ctx: typer.Context) -> IndexRecipe:
+    """The recipe of a verb's arguments, whose names stand in `FLAGS`."""
     from headwater.recipe import IndexRecipe
 
-    flags = {option: values[flag] for flag, option in FLAGS.items()}
-    flags |= {"model.path": resolved(values["model"]), "data.source": resolved(values["data"])}
-    if values["adapter"] is not None:
-        flags["model.adapter"] = resolved(values["adapter"])
-    return IndexRecipe.build(config=values["config"], flags=flags, overrides=values["override"] or [])
+    given = {name: None if value in ((), []) else value for name, value in ctx.params.items()}  # typer: no --include is an empty tuple
+    flags = {option: given[flag] for flag, option in FLAGS.items()}
+    return IndexRecipe.build(config=given["config"], flags=flags, overrides=given["override"] or [])
 
 
-def _queries_of(prompt: str | None, response: str | None, alternative: str | None, label: str | None, queries: Path | None) -> Any:
-    if queries is not None:
-        if prompt or response or alternative or label:
-            _usage("got --queries and a query as well; give one of the two")
-        if not queries.exists():
-            _usage(f"--queries {queries}: there is no such file")
-        return queries
-    if prompt is None or (response is None and label is None):
-        _usage("nothing to trace: give --prompt and --response (a classifier: --prompt and --label), or --queries FILE")
+def _trace_recipe(config: Path | None, flags: dict[str, Any], override: list[str] | None, *, encoder: str | None) -> TraceRecipe:
+    """The recipe of `trace`: all the default methods where neither the flags nor a file name any."""
+    from headwater.recipe import DEFAULT_METHODS, TraceRecipe, resolved
+
+    named = flags["methods"] or (dict.fromkeys(DEFAULT_METHODS) if config is None else None)
+    embedding = None if encoder is None else {"model": resolved(encoder)}
+    queries = None if flags["queries"] is None else str(flags["queries"])
+    flags = {**flags, "queries": queries, "methods": named, "methods.embedding": embedding}
+    return TraceRecipe.build(config=config, flags=flags, overrides=override or [])
+
+
+def _query_of(prompt: str | None, response: str | None, alternative: str | None, label: str | None) -> list[dict[str, str]] | None:
     fields = {"prompt": prompt, "response": response, "alternative": alternative, "label": label}
-    return [{name: value for name, value in fields.items() if value is not None}]
+    given = {name: value for name, value in fields.items() if value is not None}
+    if given and (prompt is None or (response is None and label is None)):
+        _usage(f"the query has {' and '.join(given)} only: give --prompt and --response (a classifier: --prompt and --label)")
+    return [given] if given else None
 
 
-def _usage(message: str) -> Any:
+def _usage(message: str) -> NoReturn:
     from headwater.types import UsageError
 
     raise UsageError(message)

@@ -7,11 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from headwater.types import UsageError
+
+DEFAULT_METHODS = ("grad_cos", "grad_dot", "repsim", "repsim_response", "lexical", "length", "loss", "random")
+
+
+def resolved(source: str) -> str:
+    """A path that holds from any folder; what is no path here (a hub id, Jinja text) stays what it is."""
+    try:
+        return str(Path(source).resolve()) if Path(source).exists() else source
+    except (OSError, ValueError):  # too long for a name, or with a character that no name has
+        return source
+
+
+Place = Annotated[str, AfterValidator(resolved)]
 
 
 class _Options(BaseModel):
@@ -19,59 +32,80 @@ class _Options(BaseModel):
 
 
 class ModelOptions(_Options):
-    path: str = Field(description="a folder as save_pretrained writes it, an adapter's folder, or a hub id")
-    revision: str | None = Field(None, description="commit, tag or branch of a hub id")
-    adapter: str | None = Field(None, description="a PEFT adapter on top of it")
-    merge: bool = Field(False, description="fold the adapter into the weights, and explain those")
+    path: Place = Field(description="a folder as save_pretrained writes it, an adapter's folder, or a hub id")
+    revision: str | None = Field(default=None, description="commit, tag or branch of a hub id")
+    adapter: Place | None = Field(default=None, description="a PEFT adapter on top of it")
+    merge: bool = Field(default=False, description="fold the adapter into the weights, and explain those")
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    task: Literal["causal-lm", "sequence-classification"] | None = Field(None, description="read from the model's config where not given")
-    device: str | None = Field(None, description="cuda where there is one, else cpu")
+    task: Literal["causal-lm", "sequence-classification"] | None = Field(
+        default=None, description="read from the model's config where not given"
+    )
+    device: str | None = Field(default=None, description="cuda where there is one, else cpu")
 
 
 class DataOptions(_Options):
-    source: str = Field(description="a file (jsonl, csv, parquet), a save_to_disk folder, or a hub id")
+    source: Place = Field(description="a file (jsonl, csv, parquet), a save_to_disk folder, or a hub id")
     split: str | None = None
-    columns: str | None = Field(None, description="prompt=...,response=... or messages=... or text=...[,label=...]")
-    limit: int | None = Field(None, ge=1)
-    chat_template: str | None = Field(None, description="Jinja text or a file; the tokenizer's own where not given; 'none' for no template")
+    columns: str | None = Field(default=None, description="prompt=...,response=... or messages=... or text=...[,label=...]")
+    limit: int | None = Field(default=None, ge=1)
+    chat_template: Place | None = Field(
+        None, description="Jinja text or a file; the tokenizer's own where not given; 'none' for no template"
+    )
     loss_on: Literal["response", "all"] = "response"
-    max_length: int | None = Field(None, ge=2)
+    max_length: int | None = Field(default=None, ge=2)
 
 
 class ScopeOptions(_Options):
-    include: tuple[str, ...] = Field(("*",), description="shell patterns over parameter names, among those that require a gradient")
+    include: tuple[str, ...] = Field(default=("*",), description="shell patterns over parameter names, among those that require a gradient")
     exclude: tuple[str, ...] = ()
 
 
 class SketchOptions(_Options):
-    rank: int | None = Field(16, ge=1, description="numbers kept on each side of a block; null keeps every gradient whole")
-    whole_below: int = Field(4096, ge=0, description="blocks of at most so many numbers are kept whole")
+    rank: int | None = Field(default=16, ge=1, description="numbers kept on each side of a block; null keeps every gradient whole")
+    whole_below: int = Field(default=4096, ge=0, description="blocks of at most so many numbers are kept whole")
     seed: int = 0
 
 
 class StoreOptions(_Options):
     dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16"
-    shard_rows: int = Field(512, ge=1)
+    shard_rows: int = Field(default=512, ge=1)
 
 
 class EngineOptions(_Options):
-    token_budget: int = Field(1024, ge=1, description="tokens of a batch, padding included")
+    token_budget: int = Field(default=1024, ge=1, description="tokens of a batch, padding included")
 
 
 class _Recipe(_Options):
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
-        """Raises UsageError that names each wrong option."""
+        """Raises UsageError that names each wrong option, and what would be right."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
-            raise UsageError(f"options: {wrong}") from error
+            raise UsageError(f"options: {'; '.join(cls._explain(dict(found)) for found in error.errors())}") from error
+
+    @classmethod
+    def _explain(cls, found: Mapping[str, Any]) -> str:
+        name = ".".join(map(str, found["loc"]))
+        if found["type"] == "extra_forbidden":
+            return f"there is no option {name}; there are: {', '.join(cls._names(found['loc'][:-1]))}"
+        if found["type"] == "missing":
+            return f"{name} is not given"
+        wrong = str(found["msg"]).removeprefix("Value error, ")
+        return f"{name} is {found['input']!r}: {wrong[:1].lower()}{wrong[1:]}"
+
+    @classmethod
+    def _names(cls, group: tuple[int | str, ...]) -> list[str]:
+        """The options of a group, by dotted name."""
+        options: Any = cls
+        for name in group:
+            options = options.model_fields[str(name)].annotation
+        return [".".join([*map(str, group), name]) for name in options.model_fields]
 
     @classmethod
     def build(cls, *, config: Path | None = None, flags: Mapping[str, Any] | None = None, overrides: Iterable[str] = ()) -> Self:
         """A YAML file, then flags by dotted name (None: not given), then `name=value` overrides, each over the one before."""
-        values: dict[str, Any] = {} if config is None else _read_yaml(config)
+        values = {} if config is None else _read_yaml(config)
         for name, value in (flags or {}).items():
             if value is not None:
                 _put(values, name, value)
@@ -79,7 +113,7 @@ class _Recipe(_Options):
             name, sign, text = override.partition("=")
             if not sign:
                 raise UsageError(f"override {override!r}: expected name=value, for example sketch.rank=32")
-            _put(values, name, _yaml(text))
+            _put(values, name, _yaml(text, where=f"override {override!r}: "))
         return cls.parse(values)
 
     def to_yaml(self) -> str:
@@ -100,40 +134,60 @@ class IndexRecipe(_Recipe):
 
 
 class TraceRecipe(_Recipe):
-    """What `headwater trace` does. `methods` maps each method's name to its options."""
+    """What `headwater trace` does."""
 
-    queries: str | None = Field(None, description="a file of queries; null where they were given directly")
-    measure: str | None = Field(None, description="by the kind of query where not given")
-    methods: dict[str, dict[str, Any]]
-    primary: str = Field(description="the method whose top row the query's tokens are shown for")
-    k: int = Field(10, ge=1)
-    n_reference: int = Field(128, ge=0, description="training rows that serve as reference queries for the hub correction")
+    queries: Place | None = Field(default=None, description="a file of queries; null where they were given directly")
+    measure: str | None = Field(default=None, description="by the kind of query where not given")
+    methods: dict[str, dict[str, Any]] = Field(
+        default={name: {} for name in DEFAULT_METHODS}, min_length=1, description="each method's name with its options"
+    )
+    primary: str = Field(default="", description="the method whose top row the query's tokens are shown for; the first one where not given")
+    k: int = Field(default=10, ge=1)
+    n_reference: int = Field(default=128, ge=0, description="training rows that serve as reference queries for the hub correction")
     seed: int = 0
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _options_of_each(cls, methods: Any) -> Any:
+        """A list of names will do, and a name alone in YAML (`repsim:`): both stand for a method's own defaults."""
+        if isinstance(methods, Mapping):
+            return {name: {} if options is None else options for name, options in methods.items()}
+        return methods if isinstance(methods, str) else {str(name): {} for name in methods}
+
+    @field_validator("primary")
+    @classmethod
+    def _one_of_the_methods(cls, primary: str, info: ValidationInfo) -> str:
+        names = list(info.data.get("methods", {}))
+        if names and primary and primary not in names:
+            raise ValueError(f"expected one of the methods asked for, {', '.join(names)}")
+        return primary or next(iter(names), "")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        value = _yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the recipe {path}: {error.strerror or error}") from error
+        value = _yaml(path.read_text(encoding="utf-8"), where=f"{path}: ")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the recipe {path}: {error}; expected a YAML file in UTF-8") from error
     if not isinstance(value, dict):
         raise UsageError(f"{path}: expected a YAML mapping of options, got {type(value).__name__}")
     return value
 
 
-def _yaml(text: str) -> Any:
+def _yaml(text: str, *, where: str = "") -> Any:
     import yaml
 
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UsageError(f"not YAML: {error}") from error
+        raise UsageError(f"{where}not YAML: {' '.join(str(error).split())}; expected lines such as `sketch:` and `  rank: 32`") from error
 
 
 def _put(values: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise UsageError(f"option {dotted}: {parent} is not a group of options")
+        group = values.get(parent) or {}
+        if not isinstance(group, dict):
+            raise UsageError(f"option {dotted}: {parent} is {group!r} and no group of options")
+        values[parent] = group
+        values = group
     values[last] = value

@@ -20,10 +20,10 @@ from torch import Tensor
 from headwater.corpus import Corpus, collate, count_copies, load_corpus, number_copies, plan_batches
 from headwater.gradient.check import CaptureCheck, checked_layout
 from headwater.gradient.rows import RowEngine, row_engine
-from headwater.gradient.scope import Scope, find_scope
+from headwater.gradient.scope import Scope, find_scope, make_layout
 from headwater.gradient.sketch import SketchSpec
 from headwater.index.atomic import write_atomically, write_json
-from headwater.index.files import committed, read_parts, table_path
+from headwater.index.files import read_parts, table_path
 from headwater.index.read import StoredIndex
 from headwater.index.spec import IndexSpec
 from headwater.index.table import read_column
@@ -32,9 +32,10 @@ from headwater.model import measures
 from headwater.model.session import Session, load_session
 from headwater.progress import say, track
 from headwater.recipe import DataOptions, IndexRecipe, ModelOptions
-from headwater.types import Example, Layout
+from headwater.types import DataError, Example, Layout
 
 PILOT_ROWS = 3
+PILOT_CANDIDATES = 256
 IN_MEMORY = "<in memory>"
 
 
@@ -97,16 +98,41 @@ def encoding(options: DataOptions, session: Session) -> dict[str, Any]:
 
 
 def settle(recipe: IndexRecipe, session: Session, examples: Sequence[Example]) -> Plan:
-    """Scope and layout, with every block's capture held against autograd on a few short rows."""
+    """Scope and layout, with every block's capture held against autograd on a few short rows. Raises DataError where none can be."""
     session.require_padding()
     scope = find_scope(session.model, include=recipe.scope.include, exclude=recipe.scope.exclude)
     spec = SketchSpec(rank=recipe.sketch.rank, whole_below=recipe.sketch.whole_below, seed=recipe.sketch.seed)
-    short = sorted(examples[:256], key=lambda example: (example.n_tokens, example.id))[:PILOT_ROWS]
-    rows, singles = collate(short, pad_id=session.pad_id), [collate([example], pad_id=session.pad_id) for example in short]
+    pilot = _pilot_rows(session, make_layout(session.model, scope, spec), examples)
+    rows, singles = collate(pilot, pad_id=session.pad_id), [collate([example], pad_id=session.pad_id) for example in pilot]
     layout, scope, check = checked_layout(session, scope, spec, rows, singles, measures.LOSS)
     for name in check.wrong:
         say(f"out of scope: {name} (captured gradient differs from autograd's by {check.errors[name]:.1e})")
+    if not layout.blocks:
+        raise DataError(
+            f"no gradient of {session.name} could be captured as autograd gives it ({len(check.wrong)} tensors tried). "
+            "Likely cause: an architecture that headwater does not know, or a dtype too coarse for it; try --dtype float32."
+        )
     return Plan(layout, scope, check)
+
+
+def _pilot_rows(session: Session, layout: Layout, examples: Sequence[Example]) -> list[Example]:
+    """The shortest rows with a finite gradient: a bad row says nothing of how a gradient is captured."""
+    candidates = sorted(examples[:PILOT_CANDIDATES], key=lambda example: (example.n_tokens, example.id))
+    found: list[Example] = []
+    with row_engine(session, layout) as engine:
+        for start in range(0, len(candidates), PILOT_ROWS):
+            some = candidates[start : start + PILOT_ROWS]
+            rows = engine.rows(collate(some, pad_id=session.pad_id), measures.LOSS)
+            finite_B = (rows.value_B.isfinite() & rows.gradient_BD.isfinite().all(1)).tolist()
+            found += [example for example, finite in zip(some, finite_B, strict=True) if finite]
+            if len(found) >= PILOT_ROWS:
+                break
+    if not found:
+        raise DataError(
+            f"none of the first {len(candidates)} rows has a gradient that is a finite number. Likely cause: weights of {session.name} "
+            f"that are NaN or infinite, or overflow in {session.dtype}; check the checkpoint, or load it with --dtype float32."
+        )
+    return found[:PILOT_ROWS]
 
 
 def _spec(recipe: IndexRecipe, session: Session, layout: Layout) -> IndexSpec:
@@ -118,7 +144,7 @@ def _spec(recipe: IndexRecipe, session: Session, layout: Layout) -> IndexSpec:
 
 def _numbered(writer: Writer, part: Part, corpus: Corpus) -> Sequence[Example]:
     """Copies of rows that earlier parts hold get the next numbers."""
-    earlier = [commit.rows for commit in committed(writer.run, spec=writer.spec.fingerprint) if commit.rows.start < part.rows.start]
+    earlier = [shard for record in read_parts(writer.run) if record.rows.start < part.rows.start for shard in record.shards]
     ids = (row_id for rows in earlier for row_id in read_column(table_path(writer.run, rows), "id").tolist())
     return number_copies(corpus.examples, count_copies(ids))
 

@@ -25,7 +25,10 @@ BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 @dataclass(frozen=True)
 class Forecast:
-    """Counts are exact; `seconds` scales the pilot's time by tokens; memory is what the process holds plus the largest batch and shard."""
+    """Counts are exact; `seconds` scales the pilot's time by tokens; memory is what the process holds plus the largest batch and shard.
+
+    `disk_bytes` counts the numbers, and the texts as they are: the row table stores them compressed.
+    """
 
     rows: int
     tokens: int
@@ -62,13 +65,13 @@ def plan_index(recipe: IndexRecipe, *, session: Session | None = None, data: Any
     return Forecast(
         rows=len(corpus),
         tokens=int(lengths.sum()),
-        rows_by_reason=dict(corpus.report.counts),
+        rows_by_reason={str(reason): n for reason, n in corpus.report.counts.items()},
         parameters=sum(plan.scope.sizes.values()),
         parameters_in_scope=plan.scope.n_inside,
         outside=plan.scope.to_json()["outside"],
         numbers_per_row=plan.layout.size,
         bytes_per_row=row_bytes,
-        disk_bytes=row_bytes * len(corpus),
+        disk_bytes=row_bytes * len(corpus) + sum(len(f"{e.prompt}{e.response}".encode()) for e in corpus.examples),
         memory_bytes=_peak_bytes() + shard_rows * plan.layout.size * (4 + BYTES[recipe.store.dtype]),
         pilot_rows=len(pilot),
         pilot_seconds=seconds,
@@ -92,7 +95,7 @@ def _pilot_seconds(session: Session, layout: Layout, pilot: list[Any], token_bud
 def _row_bytes(layout: Layout, dtype: str, hidden_size: int) -> int:
     norms = 4 * (len(layout.blocks) + 1)
     scales = 4 * len(layout.blocks) if dtype == "int8" else 0
-    representations = 2 * hidden_size * (2 if dtype == "bfloat16" else 4)
+    representations = 2 * hidden_size * (4 if dtype == "float32" else 2)
     return layout.size * BYTES[dtype] + norms + scales + representations
 
 

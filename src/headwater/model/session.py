@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -63,8 +65,9 @@ class Session:
         return 0
 
     def require_padding(self) -> None:
-        """Raise unless rows of unlike lengths can stand in one batch: a classifier finds its last token by the padding id."""
-        if self.task == "sequence-classification" and getattr(self.network.config, "pad_token_id", None) is None:
+        """Raise unless rows of unlike lengths can stand in one batch: a causal classifier finds its last token by the padding id."""
+        needed = self.task == "sequence-classification" and not self.bidirectional
+        if needed and getattr(self.network.config, "pad_token_id", None) is None:
             raise UsageError(
                 f"{self.name} has no padding token, and a sequence classifier needs one to find each row's last token. "
                 "Set config.pad_token_id (the end-of-text id will do) and save the model again."
@@ -152,8 +155,9 @@ def load_session(
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = _config(base, options)
     task = task or _task(config, base)
-    network = _network(base, task, dtype, options)
-    loaded = network if adapter is None else _with_adapter(network, adapter, merge=merge)
+    with _quiet():
+        network = _network(base, task, dtype, options)
+        loaded = network if adapter is None else _with_adapter(network, adapter, merge=merge)
     loaded = loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     tokenizer = _tokenizer(base if adapter is None else adapter, base, options)
     commit = getattr(config, "_commit_hash", None)
@@ -165,13 +169,13 @@ def load_session(
 def _config(base: str, options: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
-    if os.path.sep in base and Path(base).parent.exists() and not Path(base).exists():
-        raise UsageError(f"no model at {base}: the folder does not exist")
+    if Path(base).is_absolute() and not Path(base).exists():
+        raise UsageError(f"there is no model at {base}: the folder does not exist; check the path")
     try:
         return AutoConfig.from_pretrained(base, **options)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"cannot read a model config from {base}: {_first_line(error)}. "
+            f"cannot read a model's config from {base}{'' if Path(base).exists() else ', which is no folder here'}: {_first_line(error)} "
             "Expected a folder with config.json (as save_pretrained writes it) or a hub id."
         ) from error
 
@@ -190,14 +194,20 @@ def _task(config: Any, base: str) -> Task:
 def _network(base: str, task: Task, dtype: str, options: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    factory = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
+    factory: Any = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
     try:
-        return factory.from_pretrained(base, dtype=DTYPES[dtype], **options)
+        network, loaded = factory.from_pretrained(base, dtype=DTYPES[dtype], output_loading_info=True, **options)
     except Exception as error:  # damaged weights surface as many types: safetensors, OSError, RuntimeError, KeyError
         raise DataError(
-            f"cannot load the weights of {base} as {task}: {_first_line(error)}. "
-            "If the files were copied or downloaded, one may be incomplete."
+            f"cannot load the weights of {base} as {task}: {_first_line(error)} "
+            "If the files were copied or downloaded, one may be incomplete: save or download the model again."
         ) from error
+    if absent := sorted([*loaded["missing_keys"], *(str(key) for key in loaded["mismatched_keys"])]):
+        raise DataError(
+            f"{len(absent)} weights of {base} as {task} are not in its files, or have another shape there ({', '.join(absent[:3])}): "
+            "they would be random. Likely cause: an incomplete file, or the wrong --task for this model."
+        )
+    return network
 
 
 def _split_adapter(model: str, adapter: str | None) -> tuple[str, str | None]:
@@ -217,20 +227,37 @@ def _with_adapter(network: Any, adapter: str, *, merge: bool) -> nn.Module:
 
     try:
         config = PeftConfig.from_pretrained(adapter)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
-            f"no PEFT adapter in {adapter}: {_first_line(error)}. Expected adapter_config.json and adapter_model.safetensors."
+            f"no PEFT adapter in {adapter}: {_first_line(error)} Expected a folder with adapter_config.json and adapter_model.safetensors."
         ) from error
     if config.is_prompt_learning:
         raise UsageError(f"{adapter} is a {config.peft_type} adapter, which learns inputs and no weights; LoRA-like adapters are supported")
+    way_out = f"It was made for {config.base_model_name_or_path}; give that model, or the adapter that belongs to this one."
     try:
         wrapped = PeftModel.from_pretrained(network, adapter, is_trainable=not merge)
-    except (RuntimeError, ValueError, KeyError) as error:
+        missing, unexpected = _misfits(wrapped, adapter)
+    except Exception as error:  # damaged weights and wrong shapes surface as many types, safetensors' own among them
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"the adapter {adapter} does not fit {type(network).__name__}, or is damaged: {reason}. {way_out}") from error
+    if missing or unexpected:
         raise DataError(
-            f"the adapter {adapter} does not fit {type(network).__name__}: {_first_line(error)}. "
-            f"It was made for {config.base_model_name_or_path}; give that model, or the adapter that belongs to this one."
-        ) from error
-    return cast(Any, wrapped).merge_and_unload() if merge else wrapped
+            f"the adapter {adapter} does not fit {type(network).__name__}: {len(missing)} of the model's adapter weights are not in it, "
+            f"{len(unexpected)} of its own have no place ({', '.join([*missing, *unexpected][:3])}). {way_out}"
+        )
+    return cast(Any, wrapped).merge_and_unload().requires_grad_(True) if merge else wrapped
+
+
+def _misfits(wrapped: Any, adapter: str) -> tuple[list[str], list[str]]:
+    """Adapter weights that the model wants and the file lacks, and those that the file has and the model has no place for.
+
+    PEFT warns of the first, says nothing of the second, and leaves random numbers, or the base model, in their place.
+    """
+    from peft.utils import get_peft_model_state_dict
+    from peft.utils.save_and_load import load_peft_weights
+
+    wanted, found = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False)), set(load_peft_weights(adapter, device="cpu"))
+    return sorted(wanted - found), sorted(found - wanted - set(wrapped.state_dict()))
 
 
 def _tokenizer(first: str, base: str, options: dict[str, Any]) -> Any:
@@ -240,9 +267,7 @@ def _tokenizer(first: str, base: str, options: dict[str, Any]) -> Any:
     try:
         return AutoTokenizer.from_pretrained(home, **options)
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"no tokenizer in {home}: {_first_line(error)}. Save it beside the model with tokenizer.save_pretrained."
-        ) from error
+        raise DataError(f"no tokenizer in {home}: {_first_line(error)} Save it beside the model with tokenizer.save_pretrained.") from error
 
 
 def _backbone(network: Any) -> Any:
@@ -278,5 +303,21 @@ def _plain_head(session: Session) -> Head | None:
 
 
 def _first_line(error: Exception) -> str:
+    """What the library said, as one sentence."""
     lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    return f"{lines[0][:300].rstrip('.')}." if lines else f"{type(error).__name__}."
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No reports while loading: what they warn of (weights that are missing or of another shape) is raised as an error here."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)

@@ -28,10 +28,11 @@ from headwater.model.session import Session
 from headwater.progress import say, track
 from headwater.rank.answer import rank
 from headwater.rank.hubs import reference_scores
-from headwater.recipe import TraceRecipe
+from headwater.recipe import DEFAULT_METHODS, TraceRecipe
 from headwater.types import Example, IntegrityError, Measure, Method, Scores, State, UsageError
 
-DEFAULT_METHODS = ("grad_cos", "grad_dot", "repsim", "repsim_response", "lexical", "length", "loss", "random")
+__all__ = ["DEFAULT_METHODS", "Traced", "check_index", "default_measure", "fitted", "trace_queries"]
+
 SHORTEST_REFERENCE = 3
 
 
@@ -44,31 +45,60 @@ class Traced:
     scores: dict[str, Scores]
 
 
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What is asked of an index, settled before any scan: the queries with their gradients, the measure, the methods."""
+
+    recipe: TraceRecipe
+    session: Session
+    index: StoredIndex
+    examples: Sequence[Example]
+    queries: MemoryIndex
+    measure: Measure
+    methods: Mapping[str, Method]
+
+    @property
+    def n_reference(self) -> int:
+        """Training rows that serve as reference queries: bad ones cannot."""
+        return min(self.recipe.n_reference, len(self.index) - self.index.n_bad)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What one method said: every score, and the rows worth reading of each query."""
+
+    scores: Scores
+    ranked: Mapping[str, dict[str, list[dict[str, Any]]]]
+
+
 def trace_queries(
-    run: str | Path, recipe: TraceRecipe, queries: Sequence[Example], *, session: Session, given: Sequence[Mapping[str, Any]] = ()
+    run: str | Path,
+    recipe: TraceRecipe,
+    queries: Sequence[Example],
+    *,
+    session: Session,
+    measure: Measure | None = None,
+    given: Sequence[Mapping[str, Any]] = (),
 ) -> Traced:
     """Score every training row for every query with every method of the recipe, rank, and write the record.
 
-    `given` are the queries as the user wrote them, kept for `headwater replay`. Cost: a pass over the queries and the reference, one or two
-    scans of the index a method. Raises IntegrityError where the index is of another model or unfinished, UsageError for wrong options.
+    `measure` is one that is no built-in (`measures.custom`); `given` are the queries as the user wrote them, kept for `headwater replay`.
+    Cost: a pass over the queries, and for each method one or two scans of the index. Raises IntegrityError where the index is of another
+    model or unfinished, UsageError for wrong options.
     """
     index = StoredIndex.open(run)
     check_index(index, session)
-    measure = measures.get(recipe.measure or default_measure(session, queries))
+    measure = measure or measures.get(recipe.measure or default_measure(session, queries))
     chosen = {name: methods.get(name, **options) for name, options in recipe.methods.items()}
-    if recipe.primary not in chosen:
-        raise UsageError(f"the primary method is {recipe.primary!r}, expected one of the methods asked for: {', '.join(chosen)}")
-    asked = query_index(session, index.layout, queries, measure)
-    scores: dict[str, Scores] = {}
-    ranked: dict[str, dict[str, Any]] = {}
-    for name, method in track(chosen.items(), total=len(chosen), description=f"scoring {len(queries)} queries"):
-        scores[name], ranked[name] = _answer(method, index, asked, recipe)
-    record = _record(recipe, index, asked, measure, session, chosen, scores)
-    record["queries"] = [_query(q, query, recipe, measure, session, index, asked, scores, ranked) for q, query in enumerate(queries)]
-    record["rows"] = _rows(index, ranked)
-    folder = Path(run) / "scores" / _name(recipe, asked, index)
-    _write(folder, record, scores, given)
-    return Traced(folder, record, scores)
+    asked = _Asked(recipe, session, index, queries, query_index(session, index.layout, queries, measure), measure, chosen)
+    answers = {
+        name: _answer(asked, method)
+        for name, method in track(chosen.items(), total=len(chosen), description=f"scoring {len(queries)} queries")
+    }
+    folder = Path(run) / "scores" / _name(asked)
+    record = _record(asked, answers)
+    _write(folder, record, {name: answer.scores for name, answer in answers.items()}, given)
+    return Traced(folder, record, {name: answer.scores for name, answer in answers.items()})
 
 
 def default_measure(session: Session, queries: Sequence[Example]) -> str:
@@ -86,7 +116,7 @@ def check_index(index: StoredIndex, session: Session) -> None:
     if index.missing_rows:
         n_rows = sum(len(rows) for rows in index.missing_rows)
         raise IntegrityError(
-            f"{index.run}: {n_rows} rows are not indexed yet. Run the `headwater index` command again: it goes on where it stopped."
+            f"{index.run}: {n_rows:,} rows are not indexed yet. Run the same `headwater index` command again: it goes on where it stopped."
         )
     expected = index.spec.facts.get("model")
     if expected != session.fingerprint:
@@ -109,25 +139,18 @@ def fitted(method: Method, index: StoredIndex) -> State:
     return state
 
 
-def _answer(method: Method, index: StoredIndex, asked: MemoryIndex, recipe: TraceRecipe) -> tuple[Scores, dict[str, Any]]:
-    state = fitted(method, index)
-    scores = method.score(state, index, asked)
-    n_reference = min(recipe.n_reference, len(index) - index.n_bad)
+def _answer(asked: _Asked, method: Method) -> _Answer:
+    state = fitted(method, asked.index)
+    scores = method.score(state, asked.index, asked.queries)
     reference = None
-    if n_reference >= SHORTEST_REFERENCE:
-        reference = reference_scores(method, state, index, n_reference=n_reference, seed=recipe.seed)
-    return scores, rank(scores, reference, index, asked, k=recipe.k)
+    if asked.n_reference >= SHORTEST_REFERENCE:
+        reference = reference_scores(method, state, asked.index, n_reference=asked.n_reference, seed=asked.recipe.seed)
+    return _Answer(scores, rank(scores, reference, asked.index, asked.queries, k=asked.recipe.k))
 
 
-def _record(
-    recipe: TraceRecipe,
-    index: StoredIndex,
-    asked: MemoryIndex,
-    measure: Measure,
-    session: Session,
-    chosen: Mapping[str, Method],
-    scores: Mapping[str, Scores],
-) -> dict[str, Any]:
+def _record(asked: _Asked, answers: Mapping[str, _Answer]) -> dict[str, Any]:
+    """trace.json: what a reader needs without our code, and the recipe that repeats it."""
+    recipe, session, index = asked.recipe, asked.session, asked.index
     return {
         "format": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -137,59 +160,58 @@ def _record(
         "adapter": session.adapter,
         "n_train": len(index),
         "n_bad": index.n_bad,
-        "n_reference": min(recipe.n_reference, len(index) - index.n_bad),
-        "measure": {"name": measure.name, "unit": measure.unit},
+        "n_reference": asked.n_reference,
+        "measure": {"name": asked.measure.name, "unit": asked.measure.unit},
         "primary": recipe.primary,
-        "recipe": recipe.model_dump(mode="json"),
-        "methods": [
-            {"name": name, "unit": method.unit, "summary": getattr(method, "summary", ""), "provenance": dict(scores[name].provenance)}
-            for name, method in chosen.items()
-        ],
+        "recipe": {**recipe.model_dump(mode="json"), "measure": asked.measure.name},
+        "methods": [_method_record(method, answers[name].scores) for name, method in asked.methods.items()],
+        "queries": [_query_record(asked, answers, q) for q in range(len(asked.examples))],
+        "rows": _rows(index, answers),
         "experiment": None,
     }
 
 
-def _query(
-    q: int, query: Example, recipe: TraceRecipe, measure: Measure, session: Session, index: StoredIndex, asked: MemoryIndex,
-    scores: Mapping[str, Scores], ranked: Mapping[str, dict[str, Any]],
-) -> dict[str, Any]:  # fmt: skip
-    contributions = _contributions(q, query, measure, session, index, asked, scores[recipe.primary])
-    log_probs = target_log_probs(session, query)
-    texts = [session.tokenizer.decode([token]) for token in query.tokens.tolist()]
+def _method_record(method: Method, scores: Scores) -> dict[str, Any]:
+    summary = getattr(method, "summary", "")
+    return {"name": method.name, "unit": method.unit, "summary": summary, "provenance": dict(scores.provenance)}
+
+
+def _query_record(asked: _Asked, answers: Mapping[str, _Answer], q: int) -> dict[str, Any]:
+    query = asked.examples[q]
+    texts = [asked.session.tokenizer.decode([token]) for token in query.tokens.tolist()]
+    log_probs = target_log_probs(asked.session, query)
+    contributions = _contributions(asked, answers[asked.recipe.primary].scores, q)
     return {
         "id": query.id,
         "kind": query.meta.get("kind"),
         "prompt": query.prompt,
         "response": query.response,
         "alternative": query.alternative.response if query.alternative else None,
-        "measure_value": float(asked.column("measure")[q]),
+        "measure_value": float(asked.queries.column("measure")[q]),
         "tokens": [
             {"text": text, "target": bool(target), "log_prob": log_prob, "contribution": contribution}
             for text, target, log_prob, contribution in zip(texts, query.loss_mask, log_probs, contributions, strict=True)
         ],
-        "ranked": {name: answers[query.id] for name, answers in ranked.items()},
+        "ranked": {name: answer.ranked[query.id] for name, answer in answers.items()},
     }
 
 
-def _contributions(
-    q: int, query: Example, measure: Measure, session: Session, index: StoredIndex, asked: MemoryIndex, scores: Scores
-) -> list[float | None]:
+def _contributions(asked: _Asked, scores: Scores, q: int) -> list[float | None]:
     """What each position adds to the primary score of the first row; None for methods that use no gradient product."""
-    kernel = scores.provenance.get("kernel")
-    first = scores.top(q, 1)
+    query, index = asked.examples[q], asked.index
+    kernel, first = scores.provenance.get("kernel"), scores.top(q, 1)
     if kernel not in ("dot", "cosine") or not first:
         return [None] * query.n_tokens
     row_D = index.take("gradient", index.positions_of([first[0][0]]))[0]
-    terms_T = -(position_gradients(session, index.layout, query, measure) @ row_D)
-    scale = len(index) if kernel == "dot" else float(asked.take("gradient", [q])[0].norm() * row_D.norm())
+    terms_T = -(position_gradients(asked.session, index.layout, query, asked.measure) @ row_D)
+    scale = len(index) if kernel == "dot" else float(asked.queries.take("gradient", [q])[0].norm() * row_D.norm())
     return (terms_T / scale).tolist() if scale else [0.0] * query.n_tokens
 
 
-def _rows(index: StoredIndex, ranked: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _rows(index: StoredIndex, answers: Mapping[str, _Answer]) -> dict[str, dict[str, Any]]:
     """What a reader wants to know of every row that any method listed."""
-    listed = dict.fromkeys(
-        row["id"] for answers in ranked.values() for answer in answers.values() for rows in answer.values() for row in rows
-    )
+    sides = [side for answer in answers.values() for sides in answer.ranked.values() for side in sides.values()]
+    listed = dict.fromkeys(row["id"] for side in sides for row in side)
     positions = index.positions_of(list(listed))
     groups = index.column("group")
     names, counts = np.unique(groups.astype(str), return_counts=True)
@@ -210,16 +232,12 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and value != value else value
 
 
-def _name(recipe: TraceRecipe, asked: MemoryIndex, index: StoredIndex) -> str:
+def _name(asked: _Asked) -> str:
     """The hash of everything that decides the answer: the same trace again has the same name."""
-    options = recipe.model_dump(mode="json", exclude={"queries"})
-    queries = [
-        list(asked.ids),
-        asked.column("measure").round(6).tolist(),
-        asked.column("prompt").tolist(),
-        asked.column("response").tolist(),
-    ]
-    return f"trace-{_digest([options, queries, index.spec.fingerprint, list(index.ids)])}"
+    options = {**asked.recipe.model_dump(mode="json", exclude={"queries"}), "measure": asked.measure.name}
+    queries = [[query.id, value] for query, value in zip(asked.examples, asked.queries.column("measure").round(6).tolist(), strict=True)]
+    contents = [[part.tokens.tolist(), part.loss_mask.tolist()] for query in asked.examples for part in (query, query.alternative) if part]
+    return f"trace-{_digest([options, queries, contents, asked.index.spec.fingerprint, list(asked.index.ids)])}"
 
 
 def _digest(value: Any) -> str:
@@ -228,12 +246,11 @@ def _digest(value: Any) -> str:
 
 def _write(folder: Path, record: Mapping[str, Any], scores: Mapping[str, Scores], given: Sequence[Mapping[str, Any]]) -> None:
     """Score matrices first, trace.json last: a folder with a trace.json is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, one in scores.items():
         write_atomically(folder / f"{name}.safetensors", safetensors.torch.save({"scores": torch.from_numpy(one.values_QN)}))
-    ids = {"query_ids": list(next(iter(scores.values())).query_ids), "train_ids": list(next(iter(scores.values())).train_ids)}
-    write_json(folder / "ids.json", ids)
-    lines = "".join(json.dumps(dict(query), ensure_ascii=False) + "\n" for query in given)
+    one = next(iter(scores.values()))
+    write_json(folder / "ids.json", {"query_ids": list(one.query_ids), "train_ids": list(one.train_ids)})
+    lines = "".join(json.dumps(dict(query), ensure_ascii=False, default=str) + "\n" for query in given)
     write_atomically(folder / "queries.jsonl", lines.encode())
     write_json(folder / "trace.json", record)
     say(f"wrote {folder / 'trace.json'}")
