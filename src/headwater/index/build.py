@@ -22,7 +22,7 @@ from headwater.gradient.check import CaptureCheck, checked_layout
 from headwater.gradient.rows import RowEngine, row_engine
 from headwater.gradient.scope import Scope, find_scope, make_layout
 from headwater.gradient.sketch import SketchSpec
-from headwater.index.atomic import write_atomically, write_json
+from headwater.index.atomic import remove_left_overs, write_atomically, write_json
 from headwater.index.files import read_parts, table_path
 from headwater.index.read import StoredIndex
 from headwater.index.spec import IndexSpec
@@ -225,6 +225,7 @@ def example_columns(examples: Sequence[Example]) -> dict[str, list[Any]]:
 def _write_records(run: Path, part: Part, recipe: IndexRecipe, session: Session, corpus: Corpus, plan: Plan) -> None:
     """run.json, recipe.yaml and corpus.json of the first corpus; the same with the part's number for those appended to it. Written once."""
     number = sum(record.rows.start < part.rows.start for record in read_parts(run)) + 1
+    remove_left_overs(run)
     suffix = "" if number == 1 else f"-{number}"
     if (run / f"run{suffix}.json").exists():
         return
