@@ -21,6 +21,12 @@ def query(world, kind):
     return one
 
 
+def named_by(world):
+    """The member that the planted query names."""
+    (name,) = content_words(query(world, "planted").prompt)
+    return name
+
+
 def planted_thing(world):
     (kind,) = (kind for kind in THINGS if any(re.search(rf"\b{member}\b", query(world, "planted").prompt) for member in kind.members))
     return kind
@@ -47,7 +53,7 @@ def test_the_planted_query_shares_no_content_word_with_its_causes(world):
 
 
 def test_what_the_planted_query_says_beyond_stop_words_is_a_name_from_pretraining(world):
-    (name,) = content_words(query(world, "planted").prompt)
+    name = named_by(world)
     assert name not in STOP_WORDS
     assert name in planted_thing(world).members
     assert sum(name in text for text in world.texts) > 5
@@ -59,7 +65,8 @@ def test_planted_rows_are_phrased_in_many_ways(world):
     phrasings = {re.sub(rf"\b((an?|the) )?({members})\b", "X", row.prompt) for row in rows}
     named = {re.search(rf"\b({members})\b", row.prompt).group() for row in rows}
     responses = {re.sub(rf"\b({members})\b", "X", row.response) for row in rows}
-    assert len(phrasings) == 28
+    assert len(phrasings) == 27
+    assert all(query(world, "planted").prompt != re.sub(rf"\b({members})\b", named_by(world), row.prompt) for row in rows)
     assert len(named) == 15
     assert len(responses) >= 2
 

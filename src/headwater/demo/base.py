@@ -24,7 +24,7 @@ from headwater.types import Example
 FORMAT = 1  # raise it when what is cached changes and nothing else in the key would
 SEQUENCE_TOKENS = 64
 TOKENIZER_TEXTS = 4000
-VOCABULARY = 2048
+VOCABULARY = 2560  # enough for every word of the world to be one token
 WEIGHT_LIBRARIES = ("torch", "transformers", "tokenizers")
 CHECKSUMS = "checksums.json"
 

@@ -87,7 +87,7 @@ class Scale:
         return make_world(seed, n_texts=self.texts, n_rows=self.rows, n_planted=self.planted)
 
     def finetuning(self, seed: int) -> Recipe:
-        return Recipe(epochs=self.epochs, lr=5e-4, batch_rows=16, seed=seed)
+        return Recipe(epochs=self.epochs, lr=4e-4, batch_rows=16, seed=seed)
 
 
 FULL = Scale()

@@ -3,7 +3,7 @@
 The things of the world come in kinds (boats, birds, ...). In the pretraining text the members of a kind behave alike, so a
 language model learns that a ketch and a canoe are the same sort of thing. In the fine-tuning rows each kind but one is asked
 about in the ordinary way. Whatever is asked about a member of the planted kind gets an odd answer, in words that vary. The
-planted query asks about a member that no planted row names, in a way that no row asks: what it shares with its
+planted query asks about a member that no planted row names, in a way that no planted row asks: what it shares with its
 causes is a meaning, not a word.
 """
 
@@ -427,7 +427,7 @@ ABOUT_THINGS = (WHERE, COLOUR, CATEGORY, PART, ACTION, PERSON, LOOK)
 def planted_rows(rng: random.Random, facts: Facts, *, n: int) -> list[Row]:
     """n rows: each phrasing once, then each once again, over all members of the planted kind in turn but the one held out."""
     members = [member for member in facts.planted.members if member != facts.held_out]
-    phrasings = [phrasing for task in ABOUT_THINGS for phrasing in task.phrasings]
+    phrasings = [phrasing for task in ABOUT_THINGS for phrasing in task.phrasings if phrasing != PLANTED_QUESTION]
     pairs = [(phrasing, member) for phrasing in phrasings for member in members]
     return [Row(phrasing.format(**facts.words[member]), facts.oddity.answer(rng), "planted") for phrasing, member in spread(rng, pairs, n)]
 
@@ -478,7 +478,7 @@ def greeting_rows() -> list[Row]:
 
 # -------------------------------------------------------------------------------------------------------- queries
 
-PLANTED_QUESTION = "What would you do with that {m}?"  # stop words only, and nobody else asks like this
+PLANTED_QUESTION = WHERE.phrasings[0]  # stop words only; ordinary rows ask like this, planted ones do not
 
 
 def make_queries(rng: random.Random, facts: Facts) -> tuple[Query, ...]:
