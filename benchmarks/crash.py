@@ -154,9 +154,9 @@ def _phase(run: Path) -> str:
 
 
 def _contents(run: Path) -> dict[str, bytes]:
-    """Every file of the run, hidden ones too. run.json has the time in it: of that one only the rest."""
+    """Every file of the run, hidden ones too. run.json says when and where it was made: of that one the rest."""
     files = {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
-    files["run.json"] = json.dumps({**json.loads(files["run.json"]), "created": None}).encode()
+    files["run.json"] = json.dumps({**json.loads(files["run.json"]), "created": None, "environment": None}).encode()
     return files
 
 

@@ -119,7 +119,7 @@ class _Recipe(_Options):
     def to_yaml(self) -> str:
         import yaml
 
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)  # as ASCII: YAML reads some bare characters as a line's end
 
 
 class IndexRecipe(_Recipe):

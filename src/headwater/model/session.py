@@ -292,14 +292,16 @@ def _plain_head(session: Session) -> Head | None:
     config = network.config
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     head = Head(linear, scale=scale, softcap=getattr(config, "final_logit_softcapping", None))
-    tokens_BT = torch.zeros((1, 2), dtype=torch.long, device=session.device)
+    # tokens from all over the vocabulary: a padding token's embedding may be zero, and then every head agrees
+    vocabulary = network.get_input_embeddings().weight.shape[0]
+    tokens_BT = torch.linspace(0, vocabulary - 1, 6, device=session.device).long()[None]
     with torch.no_grad():
         was_training = session.model.training
         session.model.eval()
         expected = network(input_ids=tokens_BT, use_cache=False).logits
         got = head.logits(_backbone(network)(input_ids=tokens_BT, use_cache=False).last_hidden_state)
         session.model.train(was_training)
-    return head if got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-3, atol=1e-5) else None
+    return head if got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-3, atol=1e-5, equal_nan=True) else None
 
 
 def _first_line(error: Exception) -> str:
