@@ -420,3 +420,15 @@ def _wait_for_commits(process: subprocess.Popen[str], run: Path, n: int) -> None
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one() -> None:
+    """The benchmark that kills fifty, with three."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "benchmarks.crash", "--kills", "3", "--subprocesses", "0"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads(ended.stdout)
+    assert result["identical"] == result["runs"] == 3
+    assert result["kills"] >= 3
+    assert result["different"] == []

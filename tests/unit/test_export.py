@@ -28,8 +28,17 @@ def run(tmp_path: Path) -> Path:
     writer = Writer.open(tmp_path, IndexSpec(layout, shard_rows=4))
     texts = ['plain, "quoted"', "two\nlines", "ünï ☃", ""]
     columns = {
-        **{"id": IDS, "prompt": texts, "response": texts, "group": IDS, "source": ["s.jsonl"] * 4, "row": [5, 6, 7, 8]},
-        **{"label": [None] * 4, "loss": [1.0] * 4, "n_tokens": [2] * 4, "n_loss_tokens": [1] * 4, "truncated": [False] * 4},
+        "id": IDS,
+        "prompt": texts,
+        "response": texts,
+        "group": IDS,
+        "source": ["s.jsonl"] * 4,
+        "row": [5, 6, 7, 8],
+        "label": [None] * 4,
+        "loss": [1.0] * 4,
+        "n_tokens": [2] * 4,
+        "n_loss_tokens": [1] * 4,
+        "truncated": [False] * 4,
     }
     part = writer.begin("corpus", 4)
     writer.write(part.missing()[0], ShardData(torch.ones(4, 1), torch.ones(4, 1), columns))
