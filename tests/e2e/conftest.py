@@ -104,7 +104,8 @@ def cli(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
             main()
         except SystemExit as done:
             code = int(done.code or 0)
-        return Answer(code, *capfd.readouterr())
+        said = capfd.readouterr()
+        return Answer(code, str(said.out), str(said.err))
 
     return call
 

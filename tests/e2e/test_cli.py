@@ -18,6 +18,7 @@ import pytest
 
 from headwater.index.read import StoredIndex
 from headwater.index.tombstones import add_tombstones
+from tests.conform.encoder import save_tiny_encoder
 from tests.e2e.conftest import QUERY, ROWS, Answer, World, command, contents, tiny, write_rows
 
 Cli = Callable[..., Answer]
@@ -199,6 +200,21 @@ def test_plain_text_and_loss_on_all(world: World, cli: Cli, tmp_path: Path) -> N
     assert (index.column("n_loss_tokens") == index.column("n_tokens") - 1).all()
     assert cli("index", world.model, world.data, "-o", tmp_path / "all", "--loss-on", "all", "-q").code == 0
     assert (StoredIndex.open(tmp_path / "all").column("n_loss_tokens") > StoredIndex.open(world.run).column("n_loss_tokens")).all()
+
+
+def test_an_encoder_adds_the_embedding_method(world: World, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Named from another folder, it is found again by the replay."""
+    save_tiny_encoder(tmp_path / "encoder")
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(world.run, tmp_path / "run")
+    answer = cli("trace", run, *QUERY, "--encoder", "encoder", "--json")
+    assert answer.code == 0, answer.err
+    assert len(answer.json["queries"][0]["top"]) == 9
+    assert answer.json["queries"][0]["top"]["embedding"][0]["score"] <= 1.001
+    monkeypatch.chdir("/")
+    again = cli("replay", run, "-o", tmp_path / "again", "--json")
+    assert again.code == 0, again.err
+    assert again.json["identical"]
 
 
 def test_queries_from_a_file_with_spans_and_ids(world: World, cli: Cli, tmp_path: Path) -> None:

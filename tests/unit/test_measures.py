@@ -89,3 +89,5 @@ def test_a_measure_of_ones_own_is_what_is_given() -> None:
     own = measures.custom("first", lambda outputs, rows: outputs.token_log_probs()[:, 2], unit="nats")
     assert own.fn(Fake(LOG_P_BT), batch()).tolist() == [-1.0, -0.25]
     assert (own.name, own.unit) == ("first", "nats")
+    with pytest.raises(UsageError, match="built-in"):
+        measures.custom("loss", own.fn, unit=None)

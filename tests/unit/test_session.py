@@ -124,7 +124,7 @@ def test_a_config_that_names_no_task(model: Path, tmp_path: Path) -> None:
 def test_prompt_learning_is_refused_by_name(model: Path, tmp_path: Path) -> None:
     from peft import PromptTuningConfig
 
-    PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM", base_model_name_or_path=str(model)).save_pretrained(tmp_path)
+    PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM", base_model_name_or_path=str(model)).save_pretrained(str(tmp_path))
     with pytest.raises(UsageError, match=r"PROMPT_TUNING.*LoRA"):
         load_session(tmp_path)
 

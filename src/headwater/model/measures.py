@@ -69,5 +69,11 @@ def get(name: str) -> Measure:
 
 
 def custom(name: str, fn: Callable[[Outputs, Batch], Tensor], *, unit: str | None) -> Measure:
-    """A measure of one's own: `fn(outputs, batch) -> [B]`, differentiable, larger = more of the behaviour."""
+    """A measure of one's own: `fn(outputs, batch) -> [B]`, differentiable, larger = more of the behaviour.
+
+    `headwater.trace(run, measure=...)` explains it. Raises UsageError for the name of a built-in one: a run's record tells them apart by
+    their names.
+    """
+    if name in MEASURES:
+        raise UsageError(f"{name} is a built-in measure; choose another name for your own")
     return Measure(name, unit, fn)
