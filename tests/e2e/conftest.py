@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -89,6 +90,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     run = headwater.index(model, data, root / "run", store__shard_rows=8).path
     headwater.trace(run, prompt=QUERY[1], response=QUERY[3]).report()
     return World(model, data, adapter, run)
+
+
+@pytest.fixture
+def run(world: World, tmp_path: Path) -> Path:
+    """A finished run of one's own: to trace in, or to damage."""
+    return shutil.copytree(world.run, tmp_path / "run")
 
 
 @pytest.fixture

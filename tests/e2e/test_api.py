@@ -93,11 +93,9 @@ def test_the_cosine_is_the_cosine_of_the_stored_gradients(trace: headwater.Trace
     torch.testing.assert_close(torch.from_numpy(trace.scores["grad_cos"].query("red")), cosine_N, rtol=2e-3, atol=1e-4)
 
 
-def test_a_row_traced_to_itself_comes_first(world: World, session: headwater.Session) -> None:
+def test_a_row_traced_to_itself_comes_first(run: Path, session: headwater.Session) -> None:
     row = ROWS[7]
-    traced = headwater.trace(
-        world.run, prompt=row["prompt"], response=row["response"], methods=["grad_cos"], session=session, n_reference=0
-    )
+    traced = headwater.trace(run, prompt=row["prompt"], response=row["response"], methods=["grad_cos"], session=session, n_reference=0)
     best = traced.top(k=1).iloc[0]
     assert best["row"] == 7
     assert best["score"] == pytest.approx(1.0, abs=2e-3)
@@ -159,16 +157,16 @@ def _first_target(outputs: Outputs, batch: Batch) -> Tensor:
     return 2 * log_probs_BT.gather(1, first_B[:, None]).squeeze(1)
 
 
-def test_a_measure_of_ones_own(world: World, session: headwater.Session) -> None:
+def test_a_measure_of_ones_own(run: Path, session: headwater.Session) -> None:
     measure = measures.custom("first_token_twice", _first_target, unit="nats")
-    own = headwater.trace(world.run, prompt=PROMPT, response=RESPONSE, methods=["grad_dot"], measure=measure, session=session)
+    own = headwater.trace(run, prompt=PROMPT, response=RESPONSE, methods=["grad_dot"], measure=measure, session=session)
     (query,) = own.record["queries"]
     first = next(token for token in query["tokens"] if token["target"])
     assert own.record["measure"] == {"name": "first_token_twice", "unit": "nats"}
     assert query["measure_value"] == pytest.approx(2 * first["log_prob"], rel=1e-5)
 
     span = [{"prompt": PROMPT, "response": RESPONSE, "span": [0, len(first["text"])]}]
-    built_in = headwater.trace(world.run, queries=span, methods=["grad_dot"], session=session)
+    built_in = headwater.trace(run, queries=span, methods=["grad_dot"], session=session)
     np.testing.assert_allclose(
         own.scores["grad_dot"].values_QN, 2 * built_in.scores["grad_dot"].values_QN, rtol=1e-4, atol=1e-6
     )  # twice the measure, twice the score
@@ -188,19 +186,19 @@ def test_replay_leaves_out_a_measure_of_ones_own(world: World, session: headwate
 # ------------------------------------------------------------------------------------------------------- other ways
 
 
-def test_methods_with_options(world: World, session: headwater.Session) -> None:
+def test_methods_with_options(run: Path, session: headwater.Session) -> None:
     def scores(seed: int) -> np.ndarray:
-        traced = headwater.trace(world.run, prompt=PROMPT, response=RESPONSE, methods={"random": {"seed": seed}}, session=session)
+        traced = headwater.trace(run, prompt=PROMPT, response=RESPONSE, methods={"random": {"seed": seed}}, session=session)
         return traced.scores["random"].values_QN
 
     assert (scores(1) == scores(1)).all()
     assert (scores(1) != scores(2)).any()
 
 
-def test_the_same_trace_has_the_same_name_and_another_query_another(world: World, session: headwater.Session) -> None:
+def test_the_same_trace_has_the_same_name_and_another_query_another(run: Path, session: headwater.Session) -> None:
     def name(**changes: object) -> str:
         asked = {"prompt": PROMPT, "response": RESPONSE, "methods": ["loss"], **changes}
-        return headwater.trace(world.run, session=session, **asked).folder.name  # pyright: ignore[reportArgumentType]
+        return headwater.trace(run, session=session, **asked).folder.name  # pyright: ignore[reportArgumentType]
 
     assert name() == name()
     assert len({name(), name(response="Other."), name(methods=["length"]), name(k=3), name(measure="loss")}) == 5

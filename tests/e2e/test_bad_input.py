@@ -34,12 +34,6 @@ def refused(answer: Answer, code: int, *words: str) -> None:
 
 
 @pytest.fixture
-def run(world: World, tmp_path: Path) -> Path:
-    """A finished run that a test may damage."""
-    return shutil.copytree(world.run, tmp_path / "run")
-
-
-@pytest.fixture
 def new(tmp_path: Path) -> Iterator[Path]:
     """A run folder that nothing must appear in."""
     yield tmp_path / "new"
@@ -325,8 +319,8 @@ def test_an_unfinished_index(world: World, cli: Cli, run: Path) -> None:
 
 def test_a_run_that_does_not_exist(cli: Cli, new: Path) -> None:
     refused(cli("trace", new, *QUERY), 3, "no index in", "headwater index")
-    refused(cli("replay", new), 2, "no run.json")
-    refused(cli("export", new), 2, "nothing was traced yet")
+    refused(cli("replay", new), 3, "no run.json")
+    refused(cli("export", new), 3, "no index in")
     refused(cli("report", new), 3, "headwater trace")
     answer = cli("verify", new)
     assert answer.code == 3

@@ -217,13 +217,13 @@ def test_an_encoder_adds_the_embedding_method(world: World, cli: Cli, tmp_path: 
     assert again.json["identical"]
 
 
-def test_queries_from_a_file_with_spans_and_ids(world: World, cli: Cli, tmp_path: Path) -> None:
+def test_queries_from_a_file_with_spans_and_ids(run: Path, cli: Cli, tmp_path: Path) -> None:
     queries = [
         {"id": "whole", "prompt": QUERY[1], "response": QUERY[3]},
         {"id": "part", "prompt": QUERY[1], "response": QUERY[3], "span": "red"},
     ]
     path = write_rows(tmp_path / "queries.jsonl", queries)
-    answer = cli("trace", world.run, "--queries", path, "--method", "grad_dot", "--json", "--no-report")
+    answer = cli("trace", run, "--queries", path, "--method", "grad_dot", "--json", "--no-report")
     assert answer.code == 0, answer.err
     assert answer.json["report"] is None
     values = {query["id"]: query["measure_value"] for query in answer.json["queries"]}
@@ -234,12 +234,12 @@ def test_queries_from_a_file_with_spans_and_ids(world: World, cli: Cli, tmp_path
     assert sum(token["log_prob"] or 0 for token in whole["tokens"]) == pytest.approx(values["whole"], rel=1e-5)
 
 
-def test_a_contrast_is_the_difference_of_two_responses(world: World, cli: Cli) -> None:
+def test_a_contrast_is_the_difference_of_two_responses(run: Path, cli: Cli) -> None:
     def measured(*more: str) -> float:
-        return cli("trace", world.run, "--method", "grad_dot", "--json", "--no-report", *more).json["queries"][0]["measure_value"]
+        return cli("trace", run, "--method", "grad_dot", "--json", "--no-report", *more).json["queries"][0]["measure_value"]
 
     one, other = measured(*QUERY), measured(*QUERY[:2], "--response", "It is a very blue one.")
-    contrast = cli("trace", world.run, *QUERY, "--alternative", "It is a very blue one.", "--method", "grad_dot", "--json", "--no-report")
+    contrast = cli("trace", run, *QUERY, "--alternative", "It is a very blue one.", "--method", "grad_dot", "--json", "--no-report")
     assert contrast.json["measure"]["name"] == "contrast"
     assert contrast.json["queries"][0]["measure_value"] == pytest.approx(one - other, rel=1e-4)
 
