@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -128,8 +130,6 @@ def test_a_damaged_or_missing_file(name: str, run: Path) -> None:
 
 
 def test_which_trace(run: Path) -> None:
-    import os
-
     write_trace(run / "scores" / "trace-0")
     old = run / "scores" / "trace-1" / "trace.json"
     os.utime(old, ns=(1, 1))
@@ -137,5 +137,8 @@ def test_which_trace(run: Path) -> None:
     assert trace_folder(run, "trace-1").name == "trace-1"
     with pytest.raises(UsageError, match="trace-0, trace-1"):
         trace_folder(run, "trace-2")
-    with pytest.raises(UsageError, match="nothing was traced"):
+    with pytest.raises(IntegrityError, match="no index in"):
         newest_trace(run / "elsewhere")
+    shutil.rmtree(run / "scores")
+    with pytest.raises(UsageError, match="nothing was traced"):
+        newest_trace(run)
