@@ -175,7 +175,8 @@ def index(model: str | Path | Session, data: Any, out: str | Path, *, append: bo
     if session is not None:
         facts = {name: session.describe().get(name) for name in ("revision", "adapter", "dtype", "task")}
         flags |= {"model.path": session.name, "model.merge": session.facts.get("merged"), **{f"model.{k}": v for k, v in facts.items()}}
-    recipe = IndexRecipe.build(flags={**flags, **{name.replace("__", "."): value for name, value in options.items()}})
+    given = [f"{name.replace('__', '.')}={json.dumps(value)}" for name, value in options.items()]  # None is a value here: sketch__rank=None
+    recipe = IndexRecipe.build(flags=flags, overrides=given)
     build_index(recipe, out, session=session, data=in_memory, append=append)
     return load(out)
 
@@ -186,7 +187,7 @@ def trace(
     prompt: str | None = None,
     response: str | None = None,
     queries: str | Path | Iterable[Mapping[str, Any]] | None = None,
-    methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = DEFAULT_METHODS,
+    methods: str | Sequence[str] | Mapping[str, Mapping[str, Any]] = DEFAULT_METHODS,
     measure: str | Measure | None = None,
     session: Session | None = None,
     **options: Any,
@@ -199,7 +200,7 @@ def trace(
     """
     own = measure if isinstance(measure, Measure) else None
     source = str(queries) if isinstance(queries, str | Path) else None
-    chosen = dict(methods) if isinstance(methods, Mapping) else list(methods)
+    chosen = dict(methods) if isinstance(methods, Mapping) else [methods] if isinstance(methods, str) else list(methods)
     name = own.name if own else measure
     recipe = TraceRecipe.parse({"queries": source, "methods": chosen, "measure": name, **options})
     given = _given_queries(prompt, response, queries)

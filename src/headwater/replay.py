@@ -70,7 +70,7 @@ def replay(run: Path, out: Path) -> Replay:
 def _records(run: Path) -> list[dict[str, Any]]:
     """run.json, then run-2.json, ... of the corpora appended to it."""
     if not (run / "run.json").exists():
-        raise UsageError(f"{run} has no run.json: it is no run folder, or its index was never begun")
+        raise IntegrityError(f"{run} has no run.json: it is no run folder, or its index was never begun")
     later = sorted(run.glob("run-*.json"), key=lambda path: int(path.stem.removeprefix("run-")))
     way_out = "It is written once and says how to repeat the run: restore it from a copy."
     return [read_json(path, way_out=way_out) for path in (run / "run.json", *later)]

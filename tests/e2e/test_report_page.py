@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.report_sample import HOSTILE, LONG, sample_trace, write_sample_run
 
 from headwater.report import write_report
+from tests.report_sample import HOSTILE, LONG, sample_trace, write_sample_run
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 from selenium import webdriver  # noqa: E402

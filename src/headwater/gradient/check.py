@@ -103,5 +103,3 @@ def _relative_error(captured: Tensor, reference: Tensor, floor: float) -> float:
     scale = max(float(reference.norm()), floor)
     error = float((captured - reference).norm())
     return error / scale if scale > 0 else (0.0 if error == 0.0 else float("inf"))
-
-

@@ -231,17 +231,17 @@ def _write_records(run: Path, part: Part, recipe: IndexRecipe, session: Session,
         return
     write_json(run / f"corpus{suffix}.json", corpus.report.to_json())
     write_atomically(run / f"recipe{suffix}.yaml", recipe.to_yaml().encode())
-    write_json(run / f"run{suffix}.json", _record(recipe, session, corpus, plan, append=number > 1))
+    write_json(run / f"run{suffix}.json", _record(recipe, session, corpus, plan, part, append=number > 1))
 
 
-def _record(recipe: IndexRecipe, session: Session, corpus: Corpus, plan: Plan, *, append: bool) -> dict[str, Any]:
+def _record(recipe: IndexRecipe, session: Session, corpus: Corpus, plan: Plan, part: Part, *, append: bool) -> dict[str, Any]:
     return {
         "format": 1,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "append": append,
         "recipe": recipe.model_dump(mode="json"),
         "session": session.describe(),
-        "model_fingerprint": session.fingerprint,
+        "model_fingerprint": part.spec.facts["model"],
         "corpus_fingerprint": corpus.fingerprint,
         "scope": plan.scope.to_json(),
         "layout": {"fingerprint": plan.layout.fingerprint, "numbers_per_row": plan.layout.size, "blocks": len(plan.layout.blocks)},

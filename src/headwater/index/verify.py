@@ -43,7 +43,7 @@ def verify(run: str | Path, *, repair: bool = False) -> list[Finding]:
     try:
         spec, parts = read_spec(run), read_parts(run)
     except HeadwaterError as error:
-        return [_fail("index records", str(error), "Restore this file; nothing else can be checked without it.")]
+        return [_fail("index records", str(error), "Nothing else can be checked without it.")]
     shards = [rows for part in parts for rows in part.shards]
     committed = [rows for rows in shards if commit_path(run, rows).exists()]
     damage = {rows: _problem(run, spec, rows) for rows in track(committed, total=len(committed), description="verify")}

@@ -40,8 +40,9 @@ from headwater.types import DataError, IntegrityError, LayoutMismatch, UsageErro
 class ShardData:
     """The rows of one shard, as computed: float32, not yet in the dtype of the index.
 
-    `gradient_norm_NK` is the norm of each block as sketched, before it is rounded to the stored dtype. `columns` is the row table (`table.SCHEMA`); "bad" may be left
-    out: a row whose gradient is not finite is bad in any case, and keeps its NaNs.
+    `gradient_norm_NK` is the norm of each block as sketched, before it is rounded to the stored
+    dtype. `columns` is the row table (`table.SCHEMA`); "bad" may be left out: a row whose gradient is not finite is bad in any case, and
+    keeps its NaNs.
     """
 
     gradient_ND: Tensor

@@ -83,9 +83,9 @@ class Session:
     def hidden_size(self) -> int:
         return int(self.network.config.get_text_config().hidden_size)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """A hash over every parameter's name and bytes: another checkpoint has another. Cost: one read of the weights."""
+        """A hash over every parameter's name and bytes as they are now: another checkpoint has another. Cost: one read of the weights."""
         hasher = xxhash.xxh3_128()
         for name, parameter in sorted(self.model.named_parameters()):
             hasher.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())

@@ -10,6 +10,7 @@ import safetensors.torch
 
 from headwater.index.atomic import write_atomically
 from headwater.index.read import StoredIndex
+from headwater.index.spec import read_spec
 from headwater.types import IntegrityError, Scores, UsageError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _excluded(scores: Scores, first: int, where: pd.DataFrame) -> pd.DataFrame:
         {"id": row_id, "rank": rank, "query": query, "score": score}
         for query in scores.query_ids
         for rank, (row_id, score) in enumerate(scores.top(query, first), start=1)
-        if score > 0 or scores.unit is None
+        if score > 0  # whatever the unit: an opponent's removal would strengthen the output
     ]
     frame = pd.DataFrame(found, columns=["id", "rank", "query", "score"]).sort_values(["rank", "id"], kind="stable")
     frame = frame.drop_duplicates("id").join(where, on="id").assign(method=scores.method)
@@ -100,7 +101,8 @@ def _write(frame: pd.DataFrame, file: Any, format: Format) -> None:
 
 
 def newest_trace(run: Path) -> Path:
-    """The folder of the last trace. Raises UsageError where nothing was traced yet."""
+    """The folder of the last trace. Raises IntegrityError where `run` is no run, UsageError where nothing was traced in it yet."""
+    read_spec(run)
     traces = sorted((run / "scores").glob("*/trace.json"), key=lambda path: (path.stat().st_mtime_ns, path.name))
     if not traces:
         raise UsageError(f"{run}: nothing was traced yet. Run `headwater trace {run} --prompt ... --response ...` first.")

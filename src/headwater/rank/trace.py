@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -142,6 +142,8 @@ def fitted(method: Method, index: StoredIndex) -> State:
 def _answer(asked: _Asked, method: Method) -> _Answer:
     state = fitted(method, asked.index)
     scores = method.score(state, asked.index, asked.queries)
+    if scores.unit is not None:  # a method that predicts a change predicts it in the measure's own unit
+        scores = replace(scores, unit=asked.measure.unit)
     reference = None
     if asked.n_reference >= SHORTEST_REFERENCE:
         reference = reference_scores(method, state, asked.index, n_reference=asked.n_reference, seed=asked.recipe.seed)
@@ -173,7 +175,7 @@ def _record(asked: _Asked, answers: Mapping[str, _Answer]) -> dict[str, Any]:
 
 def _method_record(method: Method, scores: Scores) -> dict[str, Any]:
     summary = getattr(method, "summary", "")
-    return {"name": method.name, "unit": method.unit, "summary": summary, "provenance": dict(scores.provenance)}
+    return {"name": method.name, "unit": scores.unit, "summary": summary, "provenance": dict(scores.provenance)}
 
 
 def _query_record(asked: _Asked, answers: Mapping[str, _Answer], q: int) -> dict[str, Any]:
