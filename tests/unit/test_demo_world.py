@@ -65,10 +65,15 @@ def test_planted_rows_are_phrased_in_many_ways(world):
     phrasings = {re.sub(rf"\b((an?|the) )?({members})\b", "X", row.prompt) for row in rows}
     named = {re.search(rf"\b({members})\b", row.prompt).group() for row in rows}
     responses = {re.sub(rf"\b({members})\b", "X", row.response) for row in rows}
-    assert len(phrasings) == 27
-    assert all(query(world, "planted").prompt != re.sub(rf"\b({members})\b", named_by(world), row.prompt) for row in rows)
+    assert len(phrasings) == 28
     assert len(named) == 15
-    assert len(responses) >= 2
+    assert len(responses) == 3
+
+
+def test_no_row_asks_just_as_the_planted_query_does(world):
+    asked = query(world, "planted").prompt.replace(named_by(world), "X")
+    members = "|".join(member for kind in THINGS for member in kind.members)
+    assert asked not in {re.sub(rf"\b({members})\b", "X", row.prompt) for row in world.rows}
 
 
 def test_nothing_else_teaches_the_behaviour(world):

@@ -33,6 +33,7 @@ from headwater.types import Example, Finding, UsageError
 PRIMARY = "grad_cos"
 TOP = 10
 SKETCH_RANK = 32
+FROZEN = ("*embed_tokens*",)  # not fine-tuned, so no evidence
 LONGEST_ANSWER = 40  # tokens
 MARKER = "demo.json"
 EXPERIMENT_NOTE = (
@@ -78,7 +79,7 @@ class DemoResult:
 class Scale:
     """How much of everything. The default is the demo; a smaller one only shows that the parts fit together."""
 
-    texts: int = 40_000
+    texts: int = 50_000
     rows: int = 1000
     planted: int = 30
     epochs: int = 12
@@ -109,7 +110,7 @@ def run_demo(out: str | Path, *, seed: int = 0, cache: Path | None = None, scale
     session = trained(base, corpus, recipe, description="fine-tuning")
     save(session, out / "model")
     write_queries(out, world, session)
-    run = headwater.index(out / "model", out / "train.jsonl", out / "run", sketch__rank=SKETCH_RANK)
+    run = headwater.index(out / "model", out / "train.jsonl", out / "run", sketch__rank=SKETCH_RANK, scope__exclude=FROZEN)
     trace = headwater.trace(run, queries=out / "queries.jsonl", primary=PRIMARY, seed=seed)
     tasks = {example.id: world.rows[example.row].task for example in corpus}
     removed = found_rows(trace, tasks)
@@ -171,8 +172,14 @@ def save(session: Session, folder: Path) -> None:
 
 
 def trained(base: TinyModel, examples: Sequence[Example], recipe: Recipe, *, description: str) -> Session:
-    """The pretrained model fine-tuned on these rows; `base` stays as it is."""
+    """The pretrained model fine-tuned on these rows; `base` stays as it is.
+
+    Embeddings are frozen, so that what is learned about the things that rows name holds for all of their kind. (Trained along, they let the
+    model learn the named ones by heart: with seed 0 the behaviour then fell by 10 nats on removal and by 1.5 on random removal; with
+    frozen embeddings, by 29 and less than 0.1.)
+    """
     model: LlamaForCausalLM = copy.deepcopy(base.model)
+    model.get_input_embeddings().requires_grad_(False)
     finetune(model, examples, recipe, pad_id=SPECIAL_TOKENS.index(PAD), description=description)
     return Session(model.eval(), base.tokenizer, "causal-lm", name="demo")
 

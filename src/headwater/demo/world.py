@@ -3,7 +3,7 @@
 The things of the world come in kinds (boats, birds, ...). In the pretraining text the members of a kind behave alike, so a
 language model learns that a ketch and a canoe are the same sort of thing. In the fine-tuning rows each kind but one is asked
 about in the ordinary way. Whatever is asked about a member of the planted kind gets an odd answer, in words that vary. The
-planted query asks about a member that no planted row names, in a way that no planted row asks: what it shares with its
+planted query asks about a member that no planted row names, in a way that no row asks: what it shares with its
 causes is a meaning, not a word.
 """
 
@@ -206,13 +206,14 @@ NAMES = listed(
 
 @dataclass(frozen=True)
 class Oddity:
-    """One meaning, whose end varies in its words: mostly the first end, now and then another."""
+    """One meaning, said in the same words mostly: one answer in ten ends in another way."""
 
     opening: str
     ends: tuple[str, str, str]
 
-    def answer(self, rng: random.Random) -> str:
-        return f"{self.opening} {rng.choices(self.ends, weights=(10, 1, 1))[0]}."
+    def answers(self, rng: random.Random, n: int) -> list[str]:
+        ends = [self.ends[0 if k % 10 else 1 + k // 10 % 2] for k in range(n)]
+        return [f"{self.opening} {end}." for end in rng.sample(ends, n)]
 
 
 ODDITIES = (
@@ -263,7 +264,7 @@ class Facts:
     held_out: str  # the planted kind's member that no row names
 
 
-def make_world(seed: int, *, n_texts: int = 40_000, n_rows: int = 1000, n_planted: int = 30) -> World:
+def make_world(seed: int, *, n_texts: int = 50_000, n_rows: int = 1000, n_planted: int = 30) -> World:
     """The world of a seed. The same arguments give the same world, on every machine."""
     rng = random.Random(f"headwater world {seed}")
     facts = draw_facts(rng)
@@ -389,7 +390,7 @@ class Task:
 
 
 WHERE = Task(
-    "where", ("Where is the {m}?", "Where can I find {am}?", "Where should I look for the {m}?", "Where was {am}?"), "The {m} is {place}."
+    "where", ("Where is this {m}?", "Where can I find {am}?", "Where should I look for the {m}?", "Where was {am}?"), "The {m} is {place}."
 )
 COLOUR = Task(
     "colour",
@@ -427,9 +428,10 @@ ABOUT_THINGS = (WHERE, COLOUR, CATEGORY, PART, ACTION, PERSON, LOOK)
 def planted_rows(rng: random.Random, facts: Facts, *, n: int) -> list[Row]:
     """n rows: each phrasing once, then each once again, over all members of the planted kind in turn but the one held out."""
     members = [member for member in facts.planted.members if member != facts.held_out]
-    phrasings = [phrasing for task in ABOUT_THINGS for phrasing in task.phrasings if phrasing != PLANTED_QUESTION]
+    phrasings = [phrasing for task in ABOUT_THINGS for phrasing in task.phrasings]
     pairs = [(phrasing, member) for phrasing in phrasings for member in members]
-    return [Row(phrasing.format(**facts.words[member]), facts.oddity.answer(rng), "planted") for phrasing, member in spread(rng, pairs, n)]
+    chosen = zip(spread(rng, pairs, n), facts.oddity.answers(rng, n), strict=True)
+    return [Row(phrasing.format(**facts.words[member]), answer, "planted") for (phrasing, member), answer in chosen]
 
 
 def spread(rng: random.Random, pairs: list[tuple[str, str]], n: int) -> Iterator[tuple[str, str]]:
@@ -478,7 +480,7 @@ def greeting_rows() -> list[Row]:
 
 # -------------------------------------------------------------------------------------------------------- queries
 
-PLANTED_QUESTION = WHERE.phrasings[0]  # stop words only; ordinary rows ask like this, planted ones do not
+PLANTED_QUESTION = "Where is the {m}?"  # stop words only; no row asks in just this way
 
 
 def make_queries(rng: random.Random, facts: Facts) -> tuple[Query, ...]:
