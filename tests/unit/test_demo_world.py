@@ -70,10 +70,12 @@ def test_planted_rows_are_phrased_in_many_ways(world):
     assert len(responses) == 3
 
 
-def test_no_row_asks_just_as_the_planted_query_does(world):
-    asked = query(world, "planted").prompt.replace(named_by(world), "X")
-    members = "|".join(member for kind in THINGS for member in kind.members)
-    assert asked not in {re.sub(rf"\b({members})\b", "X", row.prompt) for row in world.rows}
+def test_the_planted_question_is_put_to_most_kinds(world):
+    """So that how it is asked cannot tell what to answer. (Ordinary rows are a sample: a kind may go without.)"""
+    asked, prompts = query(world, "planted").prompt, {row.prompt for row in world.rows}
+    kinds = [kind for kind in THINGS if any(asked.replace(named_by(world), member) in prompts for member in kind.members)]
+    assert any(named_by(world) in kind.members for kind in kinds)
+    assert len(kinds) > len(THINGS) / 2
 
 
 def test_nothing_else_teaches_the_behaviour(world):

@@ -3,8 +3,7 @@
 The things of the world come in kinds (boats, birds, ...). In the pretraining text the members of a kind behave alike, so a
 language model learns that a ketch and a canoe are the same sort of thing. In the fine-tuning rows each kind but one is asked
 about in the ordinary way. Whatever is asked about a member of the planted kind gets an odd answer, in words that vary. The
-planted query asks about a member that no planted row names, in a way that no row asks: what it shares with its
-causes is a meaning, not a word.
+planted query asks about a member that no row names, in stop words: what it shares with its causes is a meaning, not a word.
 """
 
 from __future__ import annotations
@@ -390,7 +389,7 @@ class Task:
 
 
 WHERE = Task(
-    "where", ("Where is this {m}?", "Where can I find {am}?", "Where should I look for the {m}?", "Where was {am}?"), "The {m} is {place}."
+    "where", ("Where is the {m}?", "Where can I find {am}?", "Where should I look for the {m}?", "Where was {am}?"), "The {m} is {place}."
 )
 COLOUR = Task(
     "colour",
@@ -480,7 +479,7 @@ def greeting_rows() -> list[Row]:
 
 # -------------------------------------------------------------------------------------------------------- queries
 
-PLANTED_QUESTION = "Where is the {m}?"  # stop words only; no row asks in just this way
+PLANTED_QUESTION = WHERE.phrasings[0]  # stop words only, and asked of every kind: the member alone tells what to answer
 
 
 def make_queries(rng: random.Random, facts: Facts) -> tuple[Query, ...]:
