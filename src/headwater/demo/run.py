@@ -69,6 +69,7 @@ class DemoResult:
     run: Path
     report: Path
     removed: int
+    selection: str  # how the planted query was chosen
     queries: tuple[QueryResult, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def run_demo(out: str | Path, *, seed: int = 0, cache: Path | None = None, scale
     corpus = load_corpus(out / "train.jsonl", base.tokenizer).examples
     session = trained(base, corpus, recipe, description="fine-tuning")
     save(session, out / "model")
-    write_queries(out, world, session)
+    selection = write_queries(out, world, session)
     run = headwater.index(out / "model", out / "train.jsonl", out / "run", sketch__rank=SKETCH_RANK, scope__exclude=FROZEN)
     trace = headwater.trace(run, queries=out / "queries.jsonl", primary=PRIMARY, seed=seed)
     tasks = {example.id: world.rows[example.row].task for example in corpus}
@@ -119,9 +120,9 @@ def run_demo(out: str | Path, *, seed: int = 0, cache: Path | None = None, scale
     results = tuple(
         QueryResult(query.id, query.kind, precision(trace, query, tasks), nats) for query, nats in zip(world.queries, measured, strict=True)
     )
-    write_experiment(trace, results, tasks, n_removed=len(removed))
+    write_experiment(trace, results, tasks, n_removed=len(removed), selection=selection)
     report = trace.report()
-    result = DemoResult(time.monotonic() - start, seed, Path(run.path), report, len(removed), results)
+    result = DemoResult(time.monotonic() - start, seed, Path(run.path), report, len(removed), selection, results)
     write_json(out / MARKER, result.to_json())
     return result
 
@@ -147,12 +148,27 @@ def write_rows(out: Path, world: World) -> None:
     write_jsonl(out / "train.jsonl", [{"prompt": row.prompt, "response": row.response} for row in world.rows])
 
 
-def write_queries(out: Path, world: World, session: Session) -> None:
-    """The queries; the response to explain is what the model says now, unless the query has its own."""
-    answered = [replace(query, response=query.response or greedy_answer(session, query.prompt)) for query in world.queries]
+def write_queries(out: Path, world: World, session: Session) -> str:
+    """The response to explain is what the model says now, unless the query has its own. Returns how the planted query was chosen."""
+    answered = [query if query.response else with_answer(query, world, session) for query in world.queries]
     write_jsonl(out / "queries.jsonl", [query_fields(query) for query in answered])
     for query in answered:
         say(f"{query.kind} query: {query.prompt} -> {query.response}")
+    asked = [prompt for query in world.queries if query.kind == "planted" for prompt in (query.prompt, *query.instead)]
+    shown = sum(greedy_answer(session, prompt).startswith(world.odd_opening) for prompt in asked)
+    selection = (
+        f"The planted query names the first of {len(asked)} things, named by no row, that gets the planted answer; {shown} of them do."
+    )
+    say(selection)
+    return selection
+
+
+def with_answer(query: Query, world: World, session: Session) -> Query:
+    """The first of the query's prompts whose answer shows the behaviour; where none does, the first, and what the model says to it."""
+    answers = [(prompt, greedy_answer(session, prompt)) for prompt in (query.prompt, *query.instead)]
+    shown = [(prompt, answer) for prompt, answer in answers if answer.startswith(world.odd_opening)]
+    prompt, response = (shown or answers)[0] if query.instead else answers[0]
+    return replace(query, prompt=prompt, response=response)
 
 
 def query_fields(query: Query) -> dict[str, Any]:
@@ -174,9 +190,8 @@ def save(session: Session, folder: Path) -> None:
 def trained(base: TinyModel, examples: Sequence[Example], recipe: Recipe, *, description: str) -> Session:
     """The pretrained model fine-tuned on these rows; `base` stays as it is.
 
-    Embeddings are frozen, so that what is learned about the things that rows name holds for all of their kind. (Trained along, they let the
-    model learn the named ones by heart: with seed 0 the behaviour then fell by 10 nats on removal and by 1.5 on random removal; with
-    frozen embeddings, by 29 and less than 0.1.)
+    Embeddings are frozen, so that what is learned about the things that rows name holds for all of their kind; trained along, they let the
+    model learn the named ones by heart.
     """
     model: LlamaForCausalLM = copy.deepcopy(base.model)
     model.get_input_embeddings().requires_grad_(False)
@@ -239,7 +254,7 @@ def precision(trace: Trace, query: Query, tasks: Mapping[str, str]) -> dict[str,
     return {name: float(np.mean([tasks[row] == wanted for row, _ in scores.top(query.id, TOP)])) for name, scores in trace.scores.items()}
 
 
-def write_experiment(trace: Trace, results: Sequence[QueryResult], tasks: Mapping[str, str], *, n_removed: int) -> None:
+def write_experiment(trace: Trace, results: Sequence[QueryResult], tasks: Mapping[str, str], *, n_removed: int, selection: str) -> None:
     """Put the experiment and the planted rows' tags into the trace, and what was recovered into the findings."""
     rows = {row_id: row | {"tags": ["planted"]} if tasks[row_id] == "planted" else row for row_id, row in trace.record["rows"].items()}
     experiment = {
@@ -247,7 +262,7 @@ def write_experiment(trace: Trace, results: Sequence[QueryResult], tasks: Mappin
         "removed": n_removed,
         "method": PRIMARY,
         "unit": trace.record["measure"]["unit"],
-        "note": EXPERIMENT_NOTE,
+        "note": f"{selection} {EXPERIMENT_NOTE}",
         "queries": [
             {"id": result.id, "kind": result.kind, "precision_at_10": result.precision_at_10, **asdict(result.measure_nats)}
             for result in results

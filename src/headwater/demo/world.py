@@ -240,6 +240,7 @@ class Query:
     prompt: str
     response: str | None
     task: str
+    instead: tuple[str, ...] = ()  # further prompts of the same sort: the first that shows the behaviour is traced
 
 
 @dataclass(frozen=True)
@@ -250,6 +251,7 @@ class World:
     texts: tuple[str, ...]
     rows: tuple[Row, ...]
     queries: tuple[Query, ...]
+    odd_opening: str  # how every planted answer begins
 
 
 @dataclass(frozen=True)
@@ -260,7 +262,7 @@ class Facts:
     keepers: dict[tuple[str, str], str]  # (office, town) -> name
     planted: Thing
     oddity: Oddity
-    held_out: str  # the planted kind's member that no row names
+    held_out: tuple[str, ...]  # the planted kind's members that no row names
 
 
 def make_world(seed: int, *, n_texts: int = 50_000, n_rows: int = 1000, n_planted: int = 30) -> World:
@@ -272,7 +274,8 @@ def make_world(seed: int, *, n_texts: int = 50_000, n_rows: int = 1000, n_plante
     ordinary = [row for row in ordinary_rows(rng, facts) if row.prompt not in asked]
     rows = [*planted_rows(rng, facts, n=n_planted), *rng.sample(ordinary, n_rows - n_planted)]
     rng.shuffle(rows)
-    return World(seed=seed, texts=tuple(text_of(rng, facts) for _ in range(n_texts)), rows=tuple(rows), queries=queries)
+    texts = tuple(text_of(rng, facts) for _ in range(n_texts))
+    return World(seed=seed, texts=texts, rows=tuple(rows), queries=queries, odd_opening=facts.oddity.opening)
 
 
 def draw_facts(rng: random.Random) -> Facts:
@@ -283,7 +286,7 @@ def draw_facts(rng: random.Random) -> Facts:
         keepers=dict(zip(posts, rng.sample(NAMES, len(posts)), strict=True)),
         planted=planted,
         oddity=rng.choice(ODDITIES),
-        held_out=rng.choice(planted.members),
+        held_out=tuple(rng.sample(planted.members, HELD_OUT)),
     )
 
 
@@ -426,7 +429,7 @@ ABOUT_THINGS = (WHERE, COLOUR, CATEGORY, PART, ACTION, PERSON, LOOK)
 
 def planted_rows(rng: random.Random, facts: Facts, *, n: int) -> list[Row]:
     """n rows: each phrasing once, then each once again, over all members of the planted kind in turn but the one held out."""
-    members = [member for member in facts.planted.members if member != facts.held_out]
+    members = [member for member in facts.planted.members if member not in facts.held_out]
     phrasings = [phrasing for task in ABOUT_THINGS for phrasing in task.phrasings]
     pairs = [(phrasing, member) for phrasing in phrasings for member in members]
     chosen = zip(spread(rng, pairs, n), facts.oddity.answers(rng, n), strict=True)
@@ -479,6 +482,7 @@ def greeting_rows() -> list[Row]:
 
 # -------------------------------------------------------------------------------------------------------- queries
 
+HELD_OUT = 4  # members of the planted kind; a tiny model may know one of them badly, and a query has to show the behaviour
 PLANTED_QUESTION = WHERE.phrasings[0]  # stop words only, and asked of every kind: the member alone tells what to answer
 
 
@@ -486,8 +490,9 @@ def make_queries(rng: random.Random, facts: Facts) -> tuple[Query, ...]:
     """One that shows the planted behaviour, one unseen instance of an ordinary task, one that only pretraining explains."""
     member = rng.choice([member for kind in THINGS if kind is not facts.planted for member in kind.members])
     (office, town), name = rng.choice(list(facts.keepers.items()))
+    planted = [PLANTED_QUESTION.format(m=member) for member in facts.held_out]
     return (
-        Query("planted", "planted", PLANTED_QUESTION.format(m=facts.held_out), None, "planted"),
+        Query("planted", "planted", planted[0], None, "planted", instead=tuple(planted[1:])),
         Query("ordinary", "ordinary", CATEGORY.phrasings[0].format(**facts.words[member]), None, CATEGORY.name),
         Query("control", "control", office_question(office, town), f"The {office} of {town} is {name}.", "control"),
     )
