@@ -301,7 +301,28 @@ class Index(Protocol):
         """[N] one column of the row table: prompt, response, group, source, row, label, loss, n_tokens, n_loss_tokens, bad, ..."""
         ...
 
+    def members(self, role: MemberRole) -> tuple[Member, ...]:
+        """Further indexes of the same rows, in the order of training; empty where there are none."""
+        ...
+
     def __len__(self) -> int: ...
+
+
+MemberRole = Literal["checkpoint", "base", "seed", "adam", "second_moment"]
+"""Why a run has a further index of its rows: at another checkpoint; at the model before fine-tuning; under another sketch seed (and
+perhaps from another training seed); of Adam's update for each row in place of its gradient (LESS); of gradients divided by the
+root of the optimizer's second moment before the sketch (TrackStar)."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A further index of the same rows. Queries have members of the same names: a method pairs them by name."""
+
+    name: str
+    role: MemberRole
+    index: Index
+    step: int | None = None
+    learning_rate: float | None = None  # at that step: what TracIn and LESS weigh a checkpoint by
 
 
 SolveStatus = Literal["closed_form", "converged", "max_steps", "diverged"]
@@ -309,12 +330,17 @@ SolveStatus = Literal["closed_form", "converged", "max_steps", "diverged"]
 
 @dataclass(frozen=True)
 class Solve:
-    """An inverse-Hessian-vector product that says how it ended. `residual` is relative, on the solver's own operator."""
+    """An inverse-Hessian-vector product that says how it ended.
+
+    `residual_K` is `||(C + lambda) x - b|| / ||b||` of each right-hand side, on the operator that `residual_of` names; None where it was
+    not taken. A closed form is exact on its own matrix by definition: what says something is its residual on the reference operator.
+    """
 
     value: Tensor
     status: SolveStatus
     steps: int = 0
-    residual: float | None = None
+    residual_K: Tensor | None = None
+    residual_of: str = ""
 
 
 # --------------------------------------------------------------------------------------------------------- scores
@@ -416,9 +442,13 @@ class Truth:
 State = Mapping[str, Tensor]
 """What `fit` learned: plain tensors, so that it can be saved, moved and compared. Empty where there is nothing to learn."""
 
+Labels = Literal["true", "sampled"]
+"""Whose gradients make a Fisher matrix: the rows' own targets (the empirical Fisher), or targets drawn from the model's own prediction at
+each position (the true Fisher, which for a softmax is the Gauss-Newton matrix)."""
+
 
 class Source(Protocol):
-    """What a curvature is fitted on: rows of gradients in a layout, block by block."""
+    """What a curvature is fitted on: gradient rows in a layout, block by block. An index is one; `len` counts its rows."""
 
     @property
     def layout(self) -> Layout: ...
@@ -428,12 +458,58 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
 
+@dataclass(frozen=True)
+class FactorBatch:
+    """One batch of training rows by their factors: for each block the inputs and output gradients of every position.
+
+    Blocks that read the same activation share one `a_BTI` tensor, the same object. A vector (a bias, a norm's weight) is a matrix of one
+    column: its `a` is ones [B, T, 1]. Padding is zero in `g`; `used_BT` marks what is no padding, which a covariance averages over.
+    """
+
+    positions: Sequence[int]
+    factors: Mapping[str, Factors]
+    used_BT: Tensor
+
+
+@runtime_checkable
+class ModelSource(Source, Protocol):
+    """A live model with its training rows: gradients whole (nothing sketched), recomputed by a pass whenever they are asked for."""
+
+    def factors(self, labels: Labels) -> Iterator[FactorBatch]:
+        """Every row once, batch by batch. One forward and one backward pass over the rows."""
+        ...
+
+    def rows(self, labels: Labels) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """(positions, [B, D]) for every row once, in batches."""
+        ...
+
+    def gauss_newton(self, v_KD: Tensor, positions: Sequence[int] | None = None) -> Tensor:
+        """[K, D] `(1/n) sum_n J_n' H_n J_n v` over all rows or the n chosen ones: the reference operator. A pass and more for each v."""
+        ...
+
+
 class Curvature(Protocol):
-    """A curvature is a frozen config; its state is plain tensors; the source is live."""
+    """`(C + lambda)^-1` of the training loss. The object is its frozen config, its state plain tensors, the source is live.
+
+    C is that of the mean over rows of the row's summed loss. `state["damping"]` is [blocks] float64: the absolute lambda of each block
+    of the layout, in C's unit (the same number everywhere for a joint matrix). `name`, `summary`, `reference`, `cost` are class
+    attributes, `damping` a field (a number, or a rule as text: see `headwater.curvature.damping`).
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def summary(self) -> str: ...
+
+    @property
+    def damping(self) -> float | str: ...
 
     def fit(self, source: Source) -> State: ...
 
-    def solve(self, state: State, source: Source, b_KD: Tensor) -> Solve: ...
+    def solve(self, state: State, source: Source, b_KD: Tensor) -> Solve:
+        """`b_KD` [K, D] in the source's layout -> value [K, D]. Raises LayoutMismatch where D differs."""
+        ...
 
 
 @runtime_checkable

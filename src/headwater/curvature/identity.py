@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from headwater.types import LayoutMismatch, Solve, Source, State
+from headwater.curvature.operators import check_width
+from headwater.types import Solve, Source, State
 
 
 @dataclass(frozen=True)
 class Identity:
     """`C + lambda = I`, so `(C + lambda)^-1 b = b`: influence is the gradient product (TracIn's, the paper's "Hessian-free").
 
-    Nothing is fitted and there is no damping to choose. Raises LayoutMismatch where `b` is not as long as a row of the source.
+    Nothing is fitted; the 1 stands in the place of lambda. Raises LayoutMismatch where `b` is not as long as a row of the source.
     """
 
+    damping: float | str = 1.0
+
+    name = "identity"
+    summary = "no curvature: influence is the gradient product"
+    reference = "Pruthi et al. 2020, eq. 1 (one checkpoint)"
+    cost = "none"
+
     def fit(self, source: Source) -> State:
-        return {}
+        return {"damping": torch.full((len(source.layout.blocks),), float(self.damping), dtype=torch.float64)}
 
     def solve(self, state: State, source: Source, b_KD: Tensor) -> Solve:
-        if b_KD.shape[-1] != source.layout.size:
-            raise LayoutMismatch(
-                f"b has {b_KD.shape[-1]} numbers a row, the source's layout {source.layout.size}: they come from different indexes"
-            )
-        return Solve(value=b_KD, status="closed_form", residual=0.0)
+        check_width(b_KD, source.layout)
+        return Solve(value=b_KD / float(self.damping), status="closed_form")

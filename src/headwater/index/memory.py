@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from headwater.index import codec, scan
 from headwater.index.codec import Stored
-from headwater.types import DataError, Layout, LayoutMismatch
+from headwater.types import DataError, Layout, LayoutMismatch, Member, MemberRole
 
 BLOCK_ROWS = 1024  # rows that go through a product together: large enough to be fast, small enough for a cache
 
@@ -29,10 +31,12 @@ class MemoryIndex:
         gradient_of: str,
         features: Mapping[str, Tensor],
         columns: Mapping[str, Sequence[object] | np.ndarray] | None = None,
+        members: Sequence[Member] = (),
     ) -> None:
         self.layout, self.gradient_of, self._ids = layout, gradient_of, tuple(ids)
         self._features = {name: tensor.detach().float().contiguous() for name, tensor in features.items()}
         self._columns = {name: _as_array(column) for name, column in (columns or {}).items()}
+        self._members = tuple(members)
         self._check()
 
     def _check(self) -> None:
@@ -72,6 +76,9 @@ class MemoryIndex:
             raise DataError(f"there is no column {name!r} here; there are {sorted(self._columns)}")
         return self._columns[name]
 
+    def members(self, role: MemberRole) -> tuple[Member, ...]:
+        return tuple(member for member in self._members if member.role == role)
+
     def positions_of(self, ids: Sequence[str]) -> np.ndarray:
         """[len(ids)] where these rows stand. Raises DataError for an id that is not here."""
         return look_up(self._positions, ids)
@@ -81,7 +88,8 @@ class MemoryIndex:
         chosen = np.asarray(positions, dtype=np.int64)
         features = {name: tensor[torch.from_numpy(chosen)] for name, tensor in self._features.items()}
         columns = {name: column[chosen] for name, column in self._columns.items()}
-        return MemoryIndex([self._ids[i] for i in chosen], self.layout, self.gradient_of, features, columns)
+        members = [replace(member, index=_subset(member.index, chosen)) for member in self._members]
+        return MemoryIndex([self._ids[i] for i in chosen], self.layout, self.gradient_of, features, columns, members)
 
     def norms(self, feature: str) -> Tensor:
         """[N] Euclidean norms; NaN for a bad row."""
@@ -106,6 +114,10 @@ class MemoryIndex:
     @cached_property
     def _positions(self) -> dict[str, int]:
         return {id: i for i, id in enumerate(self._ids)}
+
+
+def _subset(index: Any, chosen: np.ndarray) -> MemoryIndex:
+    return index.subset(chosen)
 
 
 def look_up(positions: Mapping[str, int], ids: Sequence[str]) -> np.ndarray:

@@ -21,7 +21,7 @@ from headwater.index.shard import Shard
 from headwater.index.spec import IndexSpec, read_spec
 from headwater.index.table import SCHEMA
 from headwater.index.tombstones import read_tombstones
-from headwater.types import DataError, Layout
+from headwater.types import DataError, Layout, Member, MemberRole
 
 TABLES_KEPT = frozenset(SCHEMA.names) - {"prompt", "response"}  # columns worth keeping in memory once read
 
@@ -108,6 +108,9 @@ class StoredIndex:
         if name in TABLES_KEPT:
             self._columns[name] = column
         return column
+
+    def members(self, role: MemberRole) -> tuple[Member, ...]:
+        return ()
 
     def positions_of(self, ids: Sequence[str]) -> np.ndarray:
         """[len(ids)] where these rows stand. Raises DataError for an id that is not here."""

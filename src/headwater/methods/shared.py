@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
 import xxhash
 from torch import Tensor
 
-from headwater.types import Index, IntegrityError, Scores, State, UsageError
+from headwater.types import Index, IntegrityError, ModelSource, Scores, State, UsageError
 
 Text = Literal["prompt", "response", "both"]
 
@@ -28,9 +28,31 @@ def check(method: Any, index: Index, queries: Index) -> None:
                 f"{method.name} needs {', '.join(missing)}, missing in {name} (there: {', '.join(sorted(side.features)) or 'nothing'}). "
                 "Index again with it, or choose another method: `headwater methods` says what each needs."
             )
-    if "gradient" in method.requires:
+    if any(feature.startswith("gradient") for feature in method.requires):
         _check_sides(method.name, index, queries)
         index.layout.check(queries.layout)
+
+
+def live(index: Index) -> Live:
+    """The index with its model at hand. UsageError where it is only the stored rows."""
+    if not isinstance(index, Live):
+        raise UsageError(
+            "this needs the model and the training rows themselves, and the index was opened without them. Trace with the model at hand "
+            "(`headwater trace` does), or take mode 'stored', which works on the stored rows."
+        )
+    return index
+
+
+@runtime_checkable
+class Live(Protocol):
+    """What an index offers beside `types.Index` when the model is at hand. Its feature "gradient_whole" has every number of a gradient."""
+
+    @property
+    def source(self) -> ModelSource: ...
+
+    def sketch(self, whole_KD: Tensor) -> Tensor:
+        """[K, D of the source's layout] -> [K, D of the index's layout], by the maps that made the stored rows."""
+        ...
 
 
 def _check_sides(name: str, index: Index, queries: Index) -> None:

@@ -9,7 +9,7 @@ given against the row's own distribution: z says how far out it is, p how often 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -18,7 +18,7 @@ from scipy.stats import false_discovery_control, skew
 from torch import Tensor
 
 from headwater.rank.topk import proponents
-from headwater.types import Index, Method, Scores, State, UsageError
+from headwater.types import Index, Member, MemberRole, Method, Scores, State, UsageError
 
 Tail = Literal["upper", "lower"]
 
@@ -50,7 +50,7 @@ class ReferenceQueries:
 
     def take(self, feature: str, positions: Sequence[int] | np.ndarray) -> Tensor:
         rows_RD = self.index.take(feature, self.positions_R[np.asarray(positions, dtype=np.int64)])
-        return -rows_RD if feature == "gradient" else rows_RD
+        return -rows_RD if feature.startswith("gradient") else rows_RD
 
     def products(self, feature: str, queries_QD: Tensor, *, scale_N: Tensor | None = None) -> Tensor:
         values_QR = queries_QD @ self.take(feature, np.arange(len(self))).T
@@ -58,6 +58,9 @@ class ReferenceQueries:
 
     def column(self, name: str) -> np.ndarray:
         return self.index.column(name)[self.positions_R]
+
+    def members(self, role: MemberRole) -> tuple[Member, ...]:
+        return tuple(replace(member, index=ReferenceQueries(member.index, self.positions_R)) for member in self.index.members(role))
 
 
 @dataclass(frozen=True, eq=False)
