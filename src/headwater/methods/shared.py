@@ -11,18 +11,34 @@ import torch
 import xxhash
 from torch import Tensor
 
-from headwater.types import Index, IntegrityError, ModelSource, Scores, State, UsageError
+from headwater.types import Index, IntegrityError, Member, MemberRole, ModelSource, Scores, State, UsageError
 
 Text = Literal["prompt", "response", "both"]
+
+MEMBERS = "members:"  # in a method's `requires`, before the role of the members it needs
+ROLES: dict[MemberRole, str] = {
+    "checkpoint": "the rows at earlier checkpoints of the training",
+    "base": "the rows at the model before fine-tuning",
+    "seed": "the rows under other sketch seeds",
+    "adam": "Adam's update for each row",
+    "second_moment": "the rows' gradients over the root of the optimizer's second moment",
+}
+_FROM_RUN = "`headwater index --from-run OUTPUT_DIR DATA -o RUN --members {}`, OUTPUT_DIR being the folder that the Trainer wrote"
+HOW_TO_BUILD: dict[MemberRole, str] = {
+    **{role: _FROM_RUN.format(role) + "." for role in get_args(MemberRole)},
+    "base": _FROM_RUN.format("base") + " (for a full fine-tuning with `--base MODEL`, the model that it started from).",
+    "seed": "`headwater index MODEL DATA -o RUN --members seed --sketch-seeds 1,2`.",
+}
 
 
 def check(method: Any, index: Index, queries: Index) -> None:
     """Raise unless both sides have what the method needs, mean the same parameters, and stand on the right side.
 
-    UsageError: a feature that was not stored, or query and train swapped. LayoutMismatch: gradients of other parameters.
+    UsageError: a feature or a member that is not there, or query and train swapped. LayoutMismatch: gradients of other parameters.
     """
+    roles = member_roles(method)
     for side, name in ((index, "the index"), (queries, "the queries")):
-        missing = sorted(method.requires - side.features)
+        missing = sorted(method.requires - {f"{MEMBERS}{role}" for role in roles} - side.features)
         if missing:
             raise UsageError(
                 f"{method.name} needs {', '.join(missing)}, missing in {name} (there: {', '.join(sorted(side.features)) or 'nothing'}). "
@@ -31,6 +47,40 @@ def check(method: Any, index: Index, queries: Index) -> None:
     if any(feature.startswith("gradient") for feature in method.requires):
         _check_sides(method.name, index, queries)
         index.layout.check(queries.layout)
+    for role in roles:
+        pairs(index, queries, role)
+
+
+# -------------------------------------------------------------------------------------------------------- members
+
+
+def member_roles(method: Any) -> tuple[MemberRole, ...]:
+    """The roles of members that a method needs: "members:checkpoint" in its `requires` asks for the role checkpoint."""
+    asked = sorted(name.removeprefix(MEMBERS) for name in method.requires if name.startswith(MEMBERS))
+    if unknown := sorted(set(asked) - set(get_args(MemberRole))):
+        raise UsageError(f"{method.name} requires members of role {', '.join(unknown)}; there are: {', '.join(get_args(MemberRole))}")
+    return tuple(role for role in get_args(MemberRole) if role in asked)
+
+
+def pairs(index: Index, queries: Index, role: MemberRole) -> list[tuple[Member, Index]]:
+    """[(member of the index, the queries as that member's model sees them)], paired by name, in the order of training.
+
+    UsageError where the index has no such member, or the queries lack one of its names; LayoutMismatch where the two sides of a pair are
+    of other parameters or sketches.
+    """
+    members = index.members(role)
+    if not members:
+        raise UsageError(f"the index has no member of role {role!r} ({ROLES[role]}). Build it: {HOW_TO_BUILD[role]}")
+    asked = {member.name: member.index for member in queries.members(role)}
+    if missing := [member.name for member in members if member.name not in asked]:
+        raise UsageError(
+            f"the index has the {role} members {', '.join(member.name for member in members)}, the queries lack {', '.join(missing)}. "
+            "Likely cause: the queries were computed on the final model alone. `headwater trace` computes them on each member that a "
+            f'method names in its `requires` ("{MEMBERS}{role}").'
+        )
+    for member in members:
+        member.index.layout.check(asked[member.name].layout)
+    return [(member, asked[member.name]) for member in members]
 
 
 def live(index: Index) -> Live:
