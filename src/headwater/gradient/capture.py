@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headwater.gradient.sites import attach_sites
+from headwater.gradient.sites import Sink, attach_sites
 from headwater.gradient.sketch import Side, sides
 from headwater.types import Factors, Layout
 
@@ -80,7 +80,7 @@ class Collector:
 
 
 @contextmanager
-def capturing(model: nn.Module, collector: Collector) -> Iterator[None]:
+def capturing(model: nn.Module, collector: Sink) -> Iterator[None]:
     """Inside, every backward pass through `model` fills the collector. The model is as it was afterwards: no hook, no flag stays."""
     with ExitStack() as stack:
         stack.enter_context(_frozen(model))

@@ -90,8 +90,14 @@ class _Tap:
 
 
 def _tap(session: Session, collector: Collector) -> _Tap | None:
+    name = head_parameter(session, collector.layout)
+    return None if name is None else _Tap(name, collector)
+
+
+def head_parameter(session: Session, layout: Layout) -> str | None:
+    """The name of the plain head's weight where it is a block of the layout."""
     if session.head is None:
         return None
     weight = session.head.linear.weight
     name = next((name for name, parameter in session.model.named_parameters() if parameter is weight), None)
-    return _Tap(name, collector) if name is not None and collector.wants(name) else None
+    return name if name in {block.name for block in layout.blocks} else None

@@ -42,6 +42,13 @@ class Head:
             logits = logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
+    def probabilities(self, hidden_CH: Tensor) -> tuple[Tensor, Tensor | None]:
+        """([C, V] softmax of the logits, their derivative with respect to the linear layer's output where it is not 1)."""
+        logits = self.logits(hidden_CH)
+        logits = logits.to(_at_least_float32(logits.dtype))
+        inner = _inner_slope(self, logits)
+        return logits.softmax(-1), inner if inner is None else torch.as_tensor(inner, dtype=logits.dtype, device=logits.device)
+
     def log_probs_plain(self, hidden_PH: Tensor, targets_P: Tensor) -> Tensor:
         """[P] log p(target), through the whole [P, V] matrix of logits: the twin that `log_probs` is tested against."""
         logits = self.logits(hidden_PH)
@@ -64,7 +71,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
         log_probs_P = torch.empty(len(hidden_PH), dtype=dtype, device=hidden_PH.device)
         slope_PH = torch.empty_like(hidden_PH) if wanted else None
         kept: list[Tensor] = []
-        for part in torch.arange(len(hidden_PH)).split(_chunk_rows(head.linear, dtype)):
+        for part in torch.arange(len(hidden_PH)).split(chunk_rows(head.linear, dtype)):
             rows = slice(int(part[0]), int(part[-1]) + 1)
             log_probs_P[rows], dlogits_CV = _chunk(head, hidden_PH[rows], targets_P[rows], dtype, wanted)
             if slope_PH is not None and dlogits_CV is not None:
@@ -112,7 +119,8 @@ def _inner_slope(head: Head, capped: Tensor) -> Tensor | float | None:
     return None if head.scale == 1.0 else head.scale
 
 
-def _chunk_rows(linear: nn.Linear, dtype: torch.dtype) -> int:
+def chunk_rows(linear: nn.Linear, dtype: torch.dtype) -> int:
+    """Positions whose logits make one chunk."""
     budget = CHUNK_BYTES.get(linear.weight.device.type, CHUNK_BYTES["cpu"])
     return max(MIN_CHUNK, budget // (linear.out_features * dtype.itemsize))
 

@@ -39,6 +39,14 @@ class SessionOutputs:
             raise _no_classes(self.session)
         return logits
 
+    def logits(self) -> Tensor:
+        """[B, T, V] whole, as the model makes them: where the head's own weight is differentiated."""
+        hidden, logits = self._forward
+        if logits is not None:
+            return logits
+        assert self.session.head is not None, "a session without a plain head computes logits itself"
+        return self.session.head.logits(hidden)
+
     def token_log_probs(self) -> Tensor:
         if self.session.task != "causal-lm":
             raise _no_tokens(self.session)

@@ -1,0 +1,75 @@
+"""EK-FAC: K-FAC's eigenbasis, with the variance of the gradients along each of its directions measured instead of multiplied out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headwater.curvature.damping import RULE, Damping
+from headwater.curvature.kronecker import Basis, as_matrices, bases, fit_bases, mean_squares, solve_in_basis, zip_blocks
+from headwater.curvature.operators import check_width, finite_blocks
+from headwater.types import FactorBatch, Labels, Layout, ModelSource, Solve, Source, State
+
+
+@dataclass(frozen=True)
+class EKFAC:
+    """`C = (Q_S (x) Q_A) diag(E_n[(Q_S' G_n Q_A)^2]) (Q_S (x) Q_A)'` per block, Q_S and Q_A the eigenvectors of K-FAC's S and A.
+
+    George et al. 2018, eq. 10; Grosse et al. 2023, eq. 18-21, whose damping is the default. Among all matrices diagonal in that basis
+    it is the closest to the Fisher matrix of the same gradients, so never further from it than K-FAC. `labels` "sampled" makes it the true
+    Fisher (the Gauss-Newton matrix), "true" the empirical one. Where the source is stored rows, the basis is that of the rows' own second
+    moments: curvature of the sketch, in the sketch.
+
+    Cost: two passes over the rows, one where the source keeps them (stored rows: two scans); eigendecompositions; D numbers of state.
+    """
+
+    damping: float | str = RULE
+    labels: Labels = "sampled"
+
+    name = "ekfac"
+    summary = "EK-FAC: K-FAC's eigenbasis with measured eigenvalues"
+    reference = "George et al. 2018, eq. 10; Grosse et al. 2023, eq. 18-21"
+    cost = "two passes over the rows (stored: two scans), eigendecompositions"
+
+    def fit(self, source: Source) -> State:
+        state = dict(fit_bases(source, self.labels))
+        eigenvalues_D = corrected_eigenvalues(state, source, self.labels)
+        means = [part.double().mean() for part in source.layout.split(eigenvalues_D).values()]
+        return {**state, "eigenvalues": eigenvalues_D, "damping": Damping.parse(self.damping).resolve(torch.stack(means))}
+
+    def solve(self, state: State, source: Source, b_KD: Tensor) -> Solve:
+        check_width(b_KD, source.layout)
+        return Solve(solve_in_basis(state, source.layout, b_KD), "closed_form")
+
+
+def corrected_eigenvalues(state: State, source: Source, labels: Labels) -> Tensor:
+    """[D] `E_n[(Q_S' G_n Q_A)^2]` in the layout's order: squares of each row's whole gradient, not of its positions."""
+    rotated = bases(state, source.layout)
+    if isinstance(source, ModelSource) and not _keeps(source, labels):
+        batches = (_rotated_factors(batch, rotated) for batch in source.factors(labels))
+        return mean_squares(source.layout, batches, len(source))
+    rows = (rows_BD for _, rows_BD in source.rows(labels)) if isinstance(source, ModelSource) else finite_blocks(source)
+    return mean_squares(source.layout, (_rotated_rows(rows_BD, source.layout, rotated) for rows_BD in rows), len(source))
+
+
+def _keeps(source: ModelSource, labels: Labels) -> bool:
+    keeps = getattr(source, "keeps", None)
+    return bool(keeps and keeps(labels))
+
+
+def _rotated_factors(batch: FactorBatch, rotated: Mapping[str, Basis]) -> Iterator[tuple[str, Tensor]]:
+    """(block, [B, O, I]) `sum_t (Q_S' d_t)(Q_A' a_t)'`; an input that several blocks read is rotated once."""
+    inputs: dict[int, Tensor] = {}
+    for name, one in batch.factors.items():
+        basis = rotated[name]
+        if id(one.a_BTI) not in inputs:
+            inputs[id(one.a_BTI)] = basis.right.rotate(one.a_BTI)
+        yield name, basis.left.rotate(one.g_BTO).transpose(1, 2) @ inputs[id(one.a_BTI)]
+
+
+def _rotated_rows(rows_ND: Tensor, layout: Layout, rotated: Mapping[str, Basis]) -> Iterator[tuple[str, Tensor]]:
+    for block, part in zip_blocks(layout, rows_ND):
+        yield block.name, rotated[block.name].rotate(as_matrices(part, block))

@@ -1,0 +1,197 @@
+"""Kronecker factors of a block's curvature, their eigenbases, and what is diagonal in them: shared by K-FAC and EK-FAC.
+
+A block's gradient is the matrix `G_n = sum_t d_t a_t'`. `A = E_t[a a']` and `S = E_t[d d']` are means over positions that are no padding.
+Where a source has only rows, their own second moments take the place: `A = E_n[G'G]`, `S = E_n[G G']`, each up to a factor that no
+eigenvector sees (and that `kfac_eigenvalues` sets by the trace).
+
+Letters: B rows · T positions · O, I the two sides of a block · D numbers of a row · K vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headwater.curvature.operators import finite_blocks
+from headwater.types import Block, Factors, Labels, Layout, ModelSource, Source, State
+
+LARGEST_SIDE = 8192  # a longer side (a vocabulary) keeps its own basis: its covariance would be too large to form and to diagonalise
+PANEL = 256  # columns of a symmetric product that are computed together: what lies below the diagonal is not
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One side of a block: its eigenvectors as columns, None for the identity, and its eigenvalues where they are known."""
+
+    vectors: Tensor | None
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """`[..., X]` into the eigenbasis: `x Q`."""
+        return x if self.vectors is None else x @ self.vectors
+
+    def rotate_back(self, x: Tensor) -> Tensor:
+        return x if self.vectors is None else x @ self.vectors.T
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """The Kronecker eigenbasis of a block: S on the left (outputs), A on the right (inputs)."""
+
+    left: Side
+    right: Side
+
+    def rotate(self, g_NOI: Tensor) -> Tensor:
+        """`Q_S' G Q_A` for each G."""
+        return self.left.rotate(self.right.rotate(g_NOI).mT).mT
+
+    def rotate_back(self, g_NOI: Tensor) -> Tensor:
+        return self.left.rotate_back(self.right.rotate_back(g_NOI).mT).mT
+
+
+class SecondMoments:
+    """Sums of `x x'` over rows x of many batches, of one side of many blocks; blocks that share an input share the sum."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, float] = {}
+        self.leader: dict[str, str] = {}
+
+    def add(self, vectors: Mapping[str, Tensor], count: float) -> None:
+        """{block: [n, X]}: the same tensor object under several names is summed once, under the first."""
+        first: dict[int, str] = {}
+        for name, x_nX in vectors.items():
+            leader = self.leader.setdefault(name, first.setdefault(id(x_nX), name))
+            if leader != name:
+                continue
+            if name not in self.sums:
+                size = x_nX.shape[1]
+                shape = (size, size) if size <= LARGEST_SIDE else (size,)
+                self.sums[name], self.counts[name] = x_nX.new_zeros(shape), 0.0
+            accumulate(self.sums[name], x_nX)
+            self.counts[name] += count
+
+    def eigen(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """(eigenvalues, eigenvectors as columns) of the mean; a side that was too long has its diagonal, and no vectors."""
+        mean = self.sums[name] / max(self.counts[name], 1.0)
+        if mean.dim() == 1:
+            return mean, None
+        symmetric = torch.triu(mean) + torch.triu(mean, 1).T
+        values, vectors = torch.linalg.eigh(symmetric.double())
+        return values.clamp(min=0).to(mean.dtype), vectors.to(mean.dtype)
+
+
+def accumulate(total: Tensor, x_nX: Tensor) -> None:
+    """`total += x'x`, the upper triangle by panels (the rest is its mirror); only the diagonal where total is a vector."""
+    if total.dim() == 1:
+        total += x_nX.square().sum(0)
+        return
+    for start in range(0, len(total), PANEL):
+        stop = start + PANEL
+        total[start:stop, start:].addmm_(x_nX[:, start:stop].T, x_nX[:, start:])
+
+
+# ------------------------------------------------------------------------------------------------------ from a source
+
+
+def fit_bases(source: Source, labels: Labels) -> State:
+    """{"left/BLOCK", "right/BLOCK": eigenvectors; "left_values/BLOCK", "right_values/BLOCK"; "positions": [1] mean a row}. One pass.
+
+    A side's tensors stand under the first of the blocks that share it. Where both sides' means are over the same positions, `A (x) S` times
+    "positions" is K-FAC's curvature.
+    """
+    left, right = SecondMoments(), SecondMoments()
+    n_positions = _from_factors(source, labels, left, right) if isinstance(source, ModelSource) else _from_rows(source, left, right)
+    state: dict[str, Tensor] = {"positions": torch.tensor([n_positions / max(len(source), 1)], dtype=torch.float64)}
+    for side, moments in (("left", left), ("right", right)):
+        for name in moments.sums:
+            values, vectors = moments.eigen(name)
+            state[f"{side}_values/{name}"] = values
+            if vectors is not None:
+                state[f"{side}/{name}"] = vectors
+    state["right_leader"] = torch.tensor(
+        [_index(source.layout, right.leader.get(block.name, block.name)) for block in source.layout.blocks]
+    )
+    return state
+
+
+def bases(state: State, layout: Layout) -> dict[str, Basis]:
+    """The eigenbasis of each block. A block that was never used has the identity on both sides."""
+    leaders = [layout.blocks[i].name for i in state["right_leader"].tolist()]
+    return {
+        block.name: Basis(Side(state.get(f"left/{block.name}")), Side(state.get(f"right/{leader}")))
+        for block, leader in zip(layout.blocks, leaders, strict=True)
+    }
+
+
+def _from_factors(source: ModelSource, labels: Labels, left: SecondMoments, right: SecondMoments) -> float:
+    """Positions that were averaged over."""
+    n_positions = 0.0
+    for batch in source.factors(labels):
+        flat: dict[int, Tensor] = {}
+        inputs = {name: flat.setdefault(id(one.a_BTI), _used(one.a_BTI, one, batch.used_BT)) for name, one in batch.factors.items()}
+        outputs = {name: _used(one.g_BTO, one, batch.used_BT) for name, one in batch.factors.items()}
+        count = float(batch.used_BT.sum())
+        right.add(inputs, count)
+        left.add(outputs, count)
+        n_positions += count
+    return n_positions
+
+
+def _used(x_BTX: Tensor, factors: Factors, used_BT: Tensor) -> Tensor:
+    """[n, X] the positions that count. A block used more than once a row, or pooled, has positions of its own: those with a gradient."""
+    used = used_BT if x_BTX.shape[:2] == used_BT.shape else (factors.g_BTO != 0).any(-1)
+    return x_BTX.reshape(-1, x_BTX.shape[-1]) if bool(used.all()) else x_BTX[used]
+
+
+def _from_rows(source: Source, left: SecondMoments, right: SecondMoments) -> float:
+    n_rows = 0
+    for rows_ND in finite_blocks(source):
+        matrices = {block.name: as_matrices(part, block) for block, part in zip_blocks(source.layout, rows_ND)}
+        left.add({name: g_NOI.transpose(1, 2).reshape(-1, g_NOI.shape[1]) for name, g_NOI in matrices.items()}, len(rows_ND))
+        right.add({name: g_NOI.reshape(-1, g_NOI.shape[2]) for name, g_NOI in matrices.items()}, len(rows_ND))
+        n_rows += len(rows_ND)
+    return float(n_rows)
+
+
+# -------------------------------------------------------------------------------------------------- in the eigenbasis
+
+
+def solve_in_basis(state: State, layout: Layout, b_KD: Tensor) -> Tensor:
+    """[K, D] `Q_S [(Q_S' B Q_A) / (eigenvalues + lambda)] Q_A'` of each block. Cost K O I (O + I) multiplications a block, twice."""
+    eigenvalues, rotated = layout.split(state["eigenvalues"]), bases(state, layout)
+    parts: dict[str, Tensor] = {}
+    for (block, b), damping in zip(zip_blocks(layout, b_KD), state["damping"].tolist(), strict=True):
+        basis, scale_OI = rotated[block.name], as_matrices(eigenvalues[block.name].unsqueeze(0), block) + damping
+        parts[block.name] = basis.rotate_back(basis.rotate(as_matrices(b, block)) / scale_OI.to(b.dtype)).reshape(b.shape)
+    return layout.join(parts)
+
+
+def zip_blocks(layout: Layout, rows_ND: Tensor) -> Iterator[tuple[Block, Tensor]]:
+    parts = layout.split(rows_ND)
+    return ((block, parts[block.name]) for block in layout.blocks)
+
+
+def as_matrices(part: Tensor, block: Block) -> Tensor:
+    """[N, O, I]; a vector is a matrix of one column."""
+    return part if len(block.stored) == 2 else part.unsqueeze(-1)
+
+
+def mean_squares(layout: Layout, batches: Iterable[Iterable[tuple[str, Tensor]]], n_rows: int) -> Tensor:
+    """[D] the mean over rows of the squares of (block, [B, O, I]) matrices that come batch by batch. The matrices are consumed."""
+    total_D: Tensor | None = None
+    parts: Mapping[str, Tensor] = {}
+    for batch in batches:
+        for name, g_BOI in batch:
+            if total_D is None:
+                total_D = g_BOI.new_zeros(layout.size)
+                parts = layout.split(total_D)
+            parts[name].add_(g_BOI.square_().sum(0).reshape(parts[name].shape))
+    assert total_D is not None, "no rows to take the mean over"
+    return total_D / max(n_rows, 1)
+
+
+def _index(layout: Layout, name: str) -> int:
+    return next(i for i, block in enumerate(layout.blocks) if block.name == name)

@@ -1,0 +1,129 @@
+"""A live model and its training rows as a source of curvature: whole gradients, recomputed by a pass whenever they are asked for.
+
+Letters: B rows of a batch · T positions · D numbers of a whole gradient · K vectors · N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from headwater.corpus import collate, plan_batches
+from headwater.gradient.capture import capturing
+from headwater.gradient.factors import FactorSink, dense_rows
+from headwater.gradient.gauss_newton import gauss_newton_product
+from headwater.gradient.rows import head_parameter
+from headwater.model.sampling import loss_starts
+from headwater.model.session import Session
+from headwater.progress import track
+from headwater.types import Batch, Example, FactorBatch, Labels, Layout
+
+KEEP_BYTES = 1 << 30  # rows are kept in memory, and served again without a pass, where all of them take no more
+
+
+class LiveSource:
+    """`types.ModelSource` over a session. `layout` keeps everything whole; dropout is off, whatever the model's mode.
+
+    `keep` names the labels whose rows are wanted again later: where they all fit into `keep_bytes`, the first pass that computes factors
+    runs one forward pass and a backward pass for each of them, and they are kept. Draws of sampled labels are keyed by `seed` and row.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        examples: Sequence[Example],
+        layout: Layout,
+        *,
+        token_budget: int = 1024,
+        seed: int = 0,
+        keep: Collection[Labels] = (),
+        keep_bytes: int = KEEP_BYTES,
+    ) -> None:
+        self.session, self.examples, self.seed, self.token_budget = session, examples, seed, token_budget
+        self._layout = layout
+        n_bytes = len(examples) * layout.size * session.dtype.itemsize * len(keep)
+        self._keep: tuple[Labels, ...] = tuple(keep) if n_bytes <= keep_bytes else ()
+        self._kept: dict[str, Tensor] = {}
+
+    @property
+    def layout(self) -> Layout:
+        return self._layout
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def keeps(self, labels: Labels) -> bool:
+        """Whether `rows(labels)` costs no pass, now or after the next pass over factors."""
+        return labels in self._keep
+
+    def factors(self, labels: Labels) -> Iterator[FactorBatch]:
+        missing: list[Labels] = [kind for kind in self._keep if kind not in self._kept]
+        kinds: Sequence[Labels] = [*missing, *([] if labels in missing else [labels])]
+        filling = {kind: torch.empty(len(self), self.layout.size, dtype=self.session.dtype) for kind in missing}
+        for positions, kind, batch in self._passes(kinds):
+            if kind in filling:
+                filling[kind][torch.as_tensor(positions)] = dense_rows(self.layout, batch.factors, len(positions)).cpu()
+            if kind == labels:
+                yield batch
+        self._kept |= filling
+
+    def rows(self, labels: Labels) -> Iterator[tuple[Sequence[int], Tensor]]:
+        if self.keeps(labels) and labels not in self._kept:
+            for _ in self.factors(labels):
+                pass
+        if labels in self._kept:
+            yield from self._kept_blocks(labels)
+            return
+        for positions, _, batch in self._passes([labels]):
+            yield positions, dense_rows(self.layout, batch.factors, len(positions))
+
+    def blocks(self, feature: str) -> Iterator[tuple[int, Tensor]]:
+        """In the order of the rows, as `types.Source` has it: batches of neighbours, so padding costs more than in `rows`."""
+        assert feature == "gradient", f"a live model has gradients, asked for {feature}"
+        if self.keeps("true"):
+            for _ in [] if "true" in self._kept else self.factors("true"):
+                pass
+            yield from ((positions[0], rows_BD) for positions, rows_BD in self._kept_blocks("true"))
+            return
+        for positions, _, batch in self._passes(["true"], in_order=True):
+            yield positions[0], dense_rows(self.layout, batch.factors, len(positions))
+
+    def gauss_newton(self, v_KD: Tensor, positions: Sequence[int] | None = None) -> Tensor:
+        chosen = range(len(self)) if positions is None else positions
+        total_KD = torch.zeros_like(v_KD)
+        for batch in (self._collate([chosen[i] for i in some]) for some in self._plan(chosen)):
+            total_KD += gauss_newton_product(self.session, self.layout, batch, v_KD)
+        return total_KD / max(len(chosen), 1)
+
+    def _kept_blocks(self, labels: Labels) -> Iterator[tuple[Sequence[int], Tensor]]:
+        for start in range(0, len(self), 256):
+            rows_BD = self._kept[labels][start : start + 256]
+            yield range(start, start + len(rows_BD)), rows_BD
+
+    def _passes(self, kinds: Sequence[Labels], *, in_order: bool = False) -> Iterator[tuple[Sequence[int], Labels, FactorBatch]]:
+        """One forward pass a batch, one backward pass for each kind of labels."""
+        sink = FactorSink(self.layout, dtype=self.session.dtype)
+        through_logits = head_parameter(self.session, self.layout) is not None
+        with capturing(self.session.model, sink):
+            plan = self._plan(range(len(self)), in_order=in_order)
+            for positions in track(plan, total=len(plan), description=f"gradients of {len(self):,} rows"):
+                batch = self._collate(positions)
+                sink.start(*batch.tokens_BT.shape)
+                with torch.enable_grad():
+                    starts = loss_starts(self.session.run(batch), kinds, seed=self.seed, through_logits=through_logits)
+                used_BT = torch.arange(batch.tokens_BT.shape[1], device=batch.tokens_BT.device) < batch.lengths_B[:, None]
+                for i, (kind, start) in enumerate(zip(kinds, starts, strict=True)):
+                    torch.autograd.backward(start.root, start.gradient, retain_graph=i + 1 < len(kinds))
+                    yield positions, kind, FactorBatch(positions, sink.take(), used_BT)
+
+    def _plan(self, chosen: Sequence[int], *, in_order: bool = False) -> list[list[int]]:
+        lengths = [self.examples[i].n_tokens for i in chosen]
+        if not in_order:
+            return plan_batches(lengths, token_budget=self.token_budget)
+        size = max(1, self.token_budget // max(lengths, default=1))
+        return [list(range(start, min(start + size, len(lengths)))) for start in range(0, len(lengths), size)]
+
+    def _collate(self, positions: Sequence[int]) -> Batch:
+        return collate([self.examples[i] for i in positions], pad_id=self.session.pad_id).to(self.session.device)
