@@ -36,16 +36,18 @@ def check(method: Any, index: Index, queries: Index) -> None:
 
     UsageError: a feature or a member that is not there, or query and train swapped. LayoutMismatch: gradients of other parameters.
     """
-    roles = member_roles(method)
+    roles = wanted_roles(method, index)
     for side, name in ((index, "the index"), (queries, "the queries")):
-        missing = sorted(method.requires - {f"{MEMBERS}{role}" for role in roles} - side.features)
+        missing = sorted(name for name in method.requires - side.features if not name.startswith(MEMBERS))
         if missing:
             raise UsageError(
                 f"{method.name} needs {', '.join(missing)}, missing in {name} (there: {', '.join(sorted(side.features)) or 'nothing'}). "
                 "Index again with it, or choose another method: `headwater methods` says what each needs."
             )
-    if any(feature.startswith("gradient") for feature in method.requires):
+    of_gradients = any(feature.startswith("gradient") for feature in method.requires)
+    if of_gradients or roles:
         _check_sides(method.name, index, queries)
+    if of_gradients:
         index.layout.check(queries.layout)
     for role in roles:
         pairs(index, queries, role)
@@ -54,12 +56,22 @@ def check(method: Any, index: Index, queries: Index) -> None:
 # -------------------------------------------------------------------------------------------------------- members
 
 
-def member_roles(method: Any) -> tuple[MemberRole, ...]:
-    """The roles of members that a method needs: "members:checkpoint" in its `requires` asks for the role checkpoint."""
-    asked = sorted(name.removeprefix(MEMBERS) for name in method.requires if name.startswith(MEMBERS))
+def member_roles(method: Any, *, optional: bool = False) -> tuple[MemberRole, ...]:
+    """The roles of members that a method needs: "members:checkpoint" in its `requires` asks for the role checkpoint.
+
+    With `optional` also those that it uses where there are any, which it names in `may_use` in the same way.
+    """
+    named = method.requires | (getattr(method, "may_use", frozenset[str]()) if optional else frozenset())
+    asked = sorted(name.removeprefix(MEMBERS) for name in named if name.startswith(MEMBERS))
     if unknown := sorted(set(asked) - set(get_args(MemberRole))):
         raise UsageError(f"{method.name} requires members of role {', '.join(unknown)}; there are: {', '.join(get_args(MemberRole))}")
     return tuple(role for role in get_args(MemberRole) if role in asked)
+
+
+def wanted_roles(method: Any, index: Index) -> tuple[MemberRole, ...]:
+    """The roles on which the queries must be computed too: those that the method needs, and those of its `may_use` that the index has."""
+    needed = member_roles(method)
+    return tuple(role for role in member_roles(method, optional=True) if role in needed or index.members(role))
 
 
 def pairs(index: Index, queries: Index, role: MemberRole) -> list[tuple[Member, Index]]:
@@ -79,8 +91,17 @@ def pairs(index: Index, queries: Index, role: MemberRole) -> list[tuple[Member, 
             f'method names in its `requires` ("{MEMBERS}{role}").'
         )
     for member in members:
+        _check_same_rows(member, index)
         member.index.layout.check(asked[member.name].layout)
     return [(member, asked[member.name]) for member in members]
+
+
+def _check_same_rows(member: Member, index: Index) -> None:
+    if tuple(member.index.ids) != tuple(index.ids):
+        raise IntegrityError(
+            f"member {member.name!r} has {len(member.index)} rows, the index {len(index)}: not the same rows in the same order. "
+            "Likely cause: rows were appended or removed since it was built. Build it again."
+        )
 
 
 def live(index: Index) -> Live:

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headwater.methods.shared import MEMBERS, member_roles
 from headwater.testing.outcomes import RELATIVE, Outcome, expect, ratio, refuses, run_checks
-from headwater.testing.toys import Reblocked, Toy, toy_of, toy_queries, toy_rows
+from headwater.testing.toys import Reblocked, Toy, as_queries, toy_of, toy_queries, toy_rows
 from headwater.types import Block, HeadwaterError, Index, IntegrityError, Layout, LayoutMismatch, Scores
 
 
@@ -38,10 +39,14 @@ class Case:
 def method_checks(method: Any, *, index: Index | None = None, queries: Index | None = None) -> list[tuple[str, Callable[[], None]]]:
     """(id, check) for every check that applies to this method; a check returns nothing, or raises.
 
-    Checks about gradients apply where the method requires "gradient", the one about 1/N where its unit is nats.
+    Checks about gradients apply where the method requires "gradient" or members, the one about 1/N where its unit is nats. The toys have
+    members of the roles that the method requires, and of those that it uses where there are any.
     """
-    case = Case(method, toy_of(index) if index else toy_rows(20, seed=1), toy_of(queries) if queries else toy_queries(4, seed=2))
-    chosen = [*ALWAYS, *(GRADIENT if "gradient" in case.requires else ()), *(NATS if method.unit == "nats" else ())]
+    roles = member_roles(method, optional=True)
+    rows = toy_of(index) if index else toy_rows(20, seed=1).with_members(roles, seed=10)
+    case = Case(method, rows, toy_of(queries) if queries else toy_queries(4, seed=2).with_members(roles, seed=20))
+    of_gradients = "gradient" in case.requires or any(name.startswith(MEMBERS) for name in case.requires)
+    chosen = [*ALWAYS, *(GRADIENT if of_gradients else ()), *(NATS if method.unit == "nats" else ())]
     return [(check.__name__.removeprefix("check_"), partial(check, case)) for check in chosen]
 
 
@@ -181,8 +186,7 @@ def check_zero_features(case: Case) -> None:
 
 def check_scaled_measure(case: Case) -> None:
     """A measure three times as large: a score in nats is too; one that only ranks is too, or does not change at all."""
-    scaled = replace(case.queries, features={**case.queries.features, "gradient": 3 * case.queries.features["gradient"]})
-    before, after = case.scores().values_QN, case.scores(queries=scaled).values_QN
+    before, after = case.scores().values_QN, case.scores(queries=case.queries.scaled(3)).values_QN
     if case.method.unit is not None:
         return _same(after, 3 * before, "with a measure three times as large, against three times the score")
     unchanged = np.allclose(after, before, rtol=RELATIVE, atol=RELATIVE * np.nanmax(np.abs(before)), equal_nan=True)
@@ -191,8 +195,7 @@ def check_scaled_measure(case: Case) -> None:
 
 def check_layout_mismatch_refused(case: Case) -> None:
     """Gradients under another sketch have the same length and mean something else."""
-    other = replace(case.queries, layout=replace(case.queries.layout, sketch_seed=case.queries.layout.sketch_seed + 1))
-    refuses(lambda: case.scores(queries=other), LayoutMismatch, "queries of another layout")
+    refuses(lambda: case.scores(queries=case.queries.resketched()), LayoutMismatch, "queries of another layout")
 
 
 def check_swapped_sides_refused(case: Case) -> None:
@@ -203,7 +206,7 @@ def check_swapped_sides_refused(case: Case) -> None:
 
 def check_sign(case: Case) -> None:
     """A toy with a known answer: for "this input has this label", the row that says so is a proponent, its contradiction an opponent."""
-    train, queries = _logistic_toy(case.requires)
+    train, queries = _logistic_toy(case.method)
     same, contradiction = case.scores(train=train, queries=queries).values_QN[0, :2]
     expect(
         same > 0 > contradiction, f"the row that teaches the query scores {same:.3g}, its contradiction {contradiction:.3g}: sign flipped?"
@@ -236,19 +239,28 @@ GRADIENT = (check_scaled_measure, check_layout_mismatch_refused, check_swapped_s
 NATS = (check_twice_the_corpus_halves_nats,)
 
 
-def _logistic_toy(requires: frozenset[str]) -> tuple[Toy, Toy]:
-    """Logistic regression in four parameters, loss `log(1 + exp(-y theta.x))`; the query asks for row 0's label on row 0's input."""
+def _logistic_toy(method: Any) -> tuple[Toy, Toy]:
+    """Logistic regression in four parameters, loss `log(1 + exp(-y theta.x))`; the query asks for row 0's label on row 0's input.
+
+    Each member is the same problem at parameters of its own; but a base model knows nothing of it: gradients of zero, which is no evidence.
+    """
     rng = torch.Generator().manual_seed(3)
     x_NI = torch.randn(12, 4, generator=rng, dtype=torch.float64)
     y_N = torch.where(torch.arange(12) % 2 == 0, 1.0, -1.0).double()
     x_NI[1] = x_NI[0]  # row 1: the same input, the other label
-    theta_I = 0.1 * torch.randn(4, generator=rng, dtype=torch.float64)
-    gradient_NI = -(y_N * torch.sigmoid(-y_N * (x_NI @ theta_I))).unsqueeze(1) * x_NI
-    train = replace(toy_rows(12, seed=4), layout=Layout((Block("theta", (4,), (4,)),)))
-    train = replace(train, features={**train.features, "gradient": gradient_NI.float()})
-    asked = train.rows([0])
-    measure = {**asked.features, "gradient": -asked.features["gradient"]}  # the measure is the log-probability: minus the loss
-    return train, replace(asked, ids=("query",), gradient_of="measure", features=measure)
+
+    def at_random_parameters(toy: Toy) -> Toy:
+        margin_N = y_N * (x_NI @ (0.1 * torch.randn(4, generator=rng, dtype=torch.float64)))
+        gradient_NI = -(y_N * torch.sigmoid(-margin_N)).unsqueeze(1) * x_NI
+        loss_N = torch.nn.functional.softplus(-margin_N)
+        layout = Layout((Block("theta", (4,), (4,)),), sketch_seed=toy.layout.sketch_seed)
+        features = {**toy.features, "gradient": gradient_NI.float()}
+        return replace(toy, layout=layout, features=features, columns={**toy.columns, "loss": loss_N.float().numpy()})
+
+    rows = toy_rows(12, seed=4).with_members(member_roles(method, optional=True), seed=30)
+    members = [replace(one, rows=at_random_parameters(one.rows).scaled(0.0 if one.role == "base" else 1.0)) for one in rows.members]
+    train = replace(at_random_parameters(rows), members=tuple(members))
+    return train, replace(as_queries(train.rows([0])).scaled(-1.0), ids=("query",))  # log-probability: minus the loss
 
 
 def _same(found: np.ndarray, expected: np.ndarray, when: str) -> None:
