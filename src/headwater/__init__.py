@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headwater.api import Run, Trace, index, load, trace
     from headwater.model.session import Session, load_session
+    from headwater.training.callback import HeadwaterCallback, RowIdCollator, with_row_ids
 
-__all__ = ["Run", "Session", "Trace", "index", "load", "load_session", "trace"]
+__all__ = ["HeadwaterCallback", "RowIdCollator", "Run", "Session", "Trace", "index", "load", "load_session", "trace", "with_row_ids"]
 
 _HOMES = {
+    "HeadwaterCallback": "headwater.training.callback",
+    "RowIdCollator": "headwater.training.callback",
     "Run": "headwater.api",
     "Session": "headwater.model.session",
     "Trace": "headwater.api",
@@ -18,6 +21,7 @@ _HOMES = {
     "load": "headwater.api",
     "load_session": "headwater.model.session",
     "trace": "headwater.api",
+    "with_row_ids": "headwater.training.callback",
 }
 
 

@@ -8,7 +8,7 @@ Letters: B rows · T positions · X, Y the two sides of a parameter · K, L what
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -21,13 +21,25 @@ from headwater.types import Factors, Layout
 
 
 class Collector:
-    """Adds up what the sites hand over: for each block [B, *stored], or [B, T, *stored] where positions are kept apart."""
+    """Adds up what the sites hand over: for each block [B, *stored], or [B, T, *stored] where positions are kept apart.
 
-    def __init__(self, layout: Layout, *, dtype: torch.dtype, device: torch.device, per_token: bool = False) -> None:
+    `scales` are what the sides of blocks are multiplied by before the sketch, by name, one vector for each dimension.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        per_token: bool = False,
+        scales: Mapping[str, Sequence[Tensor]] | None = None,
+    ) -> None:
         self.layout = layout
         self.per_token = per_token
         self.sides: dict[str, tuple[Side, ...]] = {
-            block.name: sides(block, layout.sketch_seed, dtype=dtype, device=device) for block in layout.blocks
+            block.name: sides(block, layout.sketch_seed, dtype=dtype, device=device, scales=None if scales is None else scales[block.name])
+            for block in layout.blocks
         }
         self.shape_BT = (0, 0)
         self._parts: dict[str, Tensor] = {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from headwater.gradient.capture import Collector, capturing
+from headwater.gradient.transform import RowSink, Transform
 from headwater.model.session import Session
 from headwater.types import Batch, Layout, Measure
 
@@ -28,7 +29,7 @@ class Rows:
 class RowEngine:
     """Turns batches into `Rows`. Made by `row_engine`, alive inside it."""
 
-    def __init__(self, session: Session, collector: Collector) -> None:
+    def __init__(self, session: Session, collector: RowSink) -> None:
         self.session, self.collector = session, collector
         self._tap = _tap(session, collector)
 
@@ -45,18 +46,19 @@ class RowEngine:
 
 
 @contextmanager
-def row_engine(session: Session, layout: Layout, *, per_token: bool = False) -> Iterator[RowEngine]:
+def row_engine(session: Session, layout: Layout, *, per_token: bool = False, transform: Transform | None = None) -> Iterator[RowEngine]:
     """Hooks in place for as long as the engine is used; the model is left as it was.
 
     Cost of a batch: a forward pass, the activation half of a backward pass, and for each matrix use and token
-    k_O O + k_I I multiplications for the sketch. Memory: what autograd keeps, one chunk of logits, the rows.
+    k_O O + k_I I multiplications for the sketch. Memory: what autograd keeps, one chunk of logits, the rows. `transform` is what becomes of
+    each row's gradient before the sketch; its own page says what that adds.
     """
-    dtype = torch.promote_types(session.dtype, torch.float32) if session.device.type == "cpu" else session.dtype
-    collector = Collector(
-        layout, dtype=session.dtype if session.dtype == torch.float64 else dtype, device=session.device, per_token=per_token
-    )
-    with capturing(session.model, collector):
-        yield RowEngine(session, collector)
+    wide = torch.promote_types(session.dtype, torch.float32)
+    dtype = session.dtype if transform is None and session.device.type != "cpu" else wide
+    make = Collector if transform is None else transform.sink
+    sink = make(layout, dtype=dtype, device=session.device, per_token=per_token)
+    with capturing(session.model, sink):
+        yield RowEngine(session, sink)
 
 
 def _same_width(batch: Batch) -> Batch:
@@ -79,7 +81,7 @@ class _Tap:
     """Feeds the head's weight gradient from the chunks of logits to the collector."""
 
     name: str
-    collector: Collector
+    collector: RowSink
 
     def project(self, dlogits_CV: Tensor) -> Tensor:
         return self.collector.sides[self.name][0].project(dlogits_CV)
@@ -89,7 +91,7 @@ class _Tap:
         self.collector.add_scattered(self.name, positions_P, projected_PK, right_PL)
 
 
-def _tap(session: Session, collector: Collector) -> _Tap | None:
+def _tap(session: Session, collector: RowSink) -> _Tap | None:
     name = head_parameter(session, collector.layout)
     return None if name is None else _Tap(name, collector)
 

@@ -8,7 +8,8 @@ machine and device sees the same map, and no block's map depends on which others
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,11 +36,15 @@ class SketchSpec:
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One side's map: `x @ matrix.T`, or nothing where the side is kept whole. Three forms, one meaning."""
+    """One side's map: `x @ matrix.T`, or nothing where the side is kept whole. Three forms, one meaning.
+
+    `scale_X` is what a whole side is multiplied by; that of a projected side is in its matrix already.
+    """
 
     size: int
     matrix_KX: Tensor | None
     dtype: torch.dtype = torch.float32
+    scale_X: Tensor | None = None
 
     @property
     def stored(self) -> int:
@@ -47,27 +52,39 @@ class Side:
 
     def project(self, x: Tensor) -> Tensor:
         """[..., X] -> [..., K], in this side's dtype whatever the model's."""
-        return x.to(self.dtype) if self.matrix_KX is None else x.to(self.dtype) @ self.matrix_KX.T
+        if self.matrix_KX is not None:
+            return x.to(self.dtype) @ self.matrix_KX.T
+        return x.to(self.dtype) if self.scale_X is None else x.to(self.dtype) * self.scale_X
 
     def part(self, x: Tensor, *, start: int) -> Tensor:
         """The same for a vector that is zero outside [start, start + x.shape[-1]): one expert's slice of a fused parameter."""
         if self.matrix_KX is None:
-            return torch.nn.functional.pad(x.to(self.dtype), (start, self.size - start - x.shape[-1]))
+            return self.project(torch.nn.functional.pad(x.to(self.dtype), (start, self.size - start - x.shape[-1])))
         return x.to(self.dtype) @ self.matrix_KX[:, start : start + x.shape[-1]].T
 
     def one_hot(self, ids: Tensor) -> Tensor:
         """The same for one-hot vectors given by their index: an embedding's input."""
         if self.matrix_KX is None:
-            return torch.nn.functional.one_hot(ids, self.size).to(self.dtype)
+            return self.project(torch.nn.functional.one_hot(ids, self.size))
         return self.matrix_KX.T[ids]
 
 
-def sides(block: Block, seed: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> tuple[Side, ...]:
-    """A block's maps, one per dimension: (left, right) of a matrix, one of a vector."""
-    return tuple(
+def sides(
+    block: Block, seed: int, *, dtype: torch.dtype, device: torch.device | str = "cpu", scales: Sequence[Tensor] | None = None
+) -> tuple[Side, ...]:
+    """A block's maps, one per dimension: (left, right) of a matrix, one of a vector. `scales`: what each side is multiplied by before."""
+    whole = tuple(
         Side(n, None if k == n else signs(k, n, seed=seed, name=block.name, side=i).to(device, dtype), dtype)
         for i, (k, n) in enumerate(zip(block.stored, block.shape, strict=True))
     )
+    return whole if scales is None else tuple(scaled(side, scale) for side, scale in zip(whole, scales, strict=True))
+
+
+def scaled(side: Side, scale_X: Tensor) -> Side:
+    """The side of `x * scale`: one multiplication in a map that is there costs nothing later."""
+    if side.matrix_KX is None:
+        return replace(side, scale_X=scale_X.to(side.dtype))
+    return replace(side, matrix_KX=(side.matrix_KX.double() * scale_X.to(side.matrix_KX.device).double()).to(side.dtype))
 
 
 def signs(k: int, n: int, *, seed: int, name: str, side: int) -> Tensor:
