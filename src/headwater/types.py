@@ -334,6 +334,7 @@ class Solve:
 
     `residual_K` is `||(C + lambda) x - b|| / ||b||` of each right-hand side, on the operator that `residual_of` names; None where it was
     not taken. A closed form is exact on its own matrix by definition: what says something is its residual on the reference operator.
+    `facts` are further numbers that decided the value, named by the solver's docstring (LiSSA's scale).
     """
 
     value: Tensor
@@ -341,6 +342,7 @@ class Solve:
     steps: int = 0
     residual_K: Tensor | None = None
     residual_of: str = ""
+    facts: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 # --------------------------------------------------------------------------------------------------------- scores

@@ -5,12 +5,33 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from headwater.curvature.arnoldi import Arnoldi
+from headwater.curvature.cg import CG
+from headwater.curvature.datainf import DataInf
+from headwater.curvature.fisher import Fisher
 from headwater.curvature.identity import Identity
+from headwater.curvature.lissa import LiSSA
+from headwater.curvature.lissa_released import LiSSAReleased
+from headwater.curvature.nystrom import Nystrom
 from headwater.types import Curvature, UsageError
 
-__all__ = ["Curvature", "Identity", "get", "names", "table"]
+__all__ = [
+    "CG",
+    "Arnoldi",
+    "Curvature",
+    "DataInf",
+    "Fisher",
+    "Identity",
+    "LiSSA",
+    "LiSSAReleased",
+    "Nystrom",
+    "get",
+    "names",
+    "table",
+]
 
-_curvatures: dict[str, type[Any]] = {curvature.name: curvature for curvature in (Identity,)}
+_all = (Identity, Fisher, DataInf, CG, LiSSA, LiSSAReleased, Arnoldi, Nystrom)
+_curvatures: dict[str, type[Any]] = {curvature.name: curvature for curvature in _all}
 
 
 def names() -> list[str]:
