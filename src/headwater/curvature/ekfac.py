@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from headwater.curvature.damping import RULE, Damping
-from headwater.curvature.kronecker import Basis, as_matrices, bases, fit_bases, mean_squares, solve_in_basis, zip_blocks
+from headwater.curvature.kronecker import (
+    Basis,
+    Precision,
+    as_matrices,
+    bases,
+    fit_bases,
+    in_precision,
+    mean_squares,
+    solve_in_basis,
+    zip_blocks,
+)
 from headwater.curvature.operators import check_width, finite_blocks
 from headwater.types import FactorBatch, Labels, Layout, ModelSource, Solve, Source, State
 
@@ -23,11 +33,14 @@ class EKFAC:
     Fisher (the Gauss-Newton matrix), "true" the empirical one. Where the source is stored rows, the basis is that of the rows' own second
     moments: curvature of the sketch, in the sketch.
 
+    `precision` is that of the products that are averaged over rows and positions; "auto" is bfloat16 where the processor is fast at it.
+
     Cost: two passes over the rows, one where the source keeps them (stored rows: two scans); eigendecompositions; D numbers of state.
     """
 
     damping: float | str = RULE
     labels: Labels = "sampled"
+    precision: Precision = "auto"
 
     name = "ekfac"
     summary = "EK-FAC: K-FAC's eigenbasis with measured eigenvalues"
@@ -35,8 +48,8 @@ class EKFAC:
     cost = "two passes over the rows (stored: two scans), eigendecompositions"
 
     def fit(self, source: Source) -> State:
-        state = dict(fit_bases(source, self.labels))
-        eigenvalues_D = corrected_eigenvalues(state, source, self.labels)
+        state = dict(fit_bases(source, self.labels, self.precision))
+        eigenvalues_D = corrected_eigenvalues(state, source, self.labels, self.precision)
         means = [part.double().mean() for part in source.layout.split(eigenvalues_D).values()]
         return {**state, "eigenvalues": eigenvalues_D, "damping": Damping.parse(self.damping).resolve(torch.stack(means))}
 
@@ -45,11 +58,12 @@ class EKFAC:
         return Solve(solve_in_basis(state, source.layout, b_KD), "closed_form")
 
 
-def corrected_eigenvalues(state: State, source: Source, labels: Labels) -> Tensor:
+def corrected_eigenvalues(state: State, source: Source, labels: Labels, precision: Precision = "float32") -> Tensor:
     """[D] `E_n[(Q_S' G_n Q_A)^2]` in the layout's order: squares of each row's whole gradient, not of its positions."""
     rotated = bases(state, source.layout)
     if isinstance(source, ModelSource) and not _keeps(source, labels):
-        batches = (_rotated_factors(batch, rotated) for batch in source.factors(labels))
+        rotated = {name: basis.cast(precision) for name, basis in rotated.items()}
+        batches = (_rotated_factors(batch, rotated, precision) for batch in source.factors(labels))
         return mean_squares(source.layout, batches, len(source))
     rows = (rows_BD for _, rows_BD in source.rows(labels)) if isinstance(source, ModelSource) else finite_blocks(source)
     return mean_squares(source.layout, (_rotated_rows(rows_BD, source.layout, rotated) for rows_BD in rows), len(source))
@@ -60,14 +74,14 @@ def _keeps(source: ModelSource, labels: Labels) -> bool:
     return bool(keeps and keeps(labels))
 
 
-def _rotated_factors(batch: FactorBatch, rotated: Mapping[str, Basis]) -> Iterator[tuple[str, Tensor]]:
+def _rotated_factors(batch: FactorBatch, rotated: Mapping[str, Basis], precision: Precision) -> Iterator[tuple[str, Tensor]]:
     """(block, [B, O, I]) `sum_t (Q_S' d_t)(Q_A' a_t)'`; an input that several blocks read is rotated once."""
     inputs: dict[int, Tensor] = {}
     for name, one in batch.factors.items():
         basis = rotated[name]
         if id(one.a_BTI) not in inputs:
-            inputs[id(one.a_BTI)] = basis.right.rotate(one.a_BTI)
-        yield name, basis.left.rotate(one.g_BTO).transpose(1, 2) @ inputs[id(one.a_BTI)]
+            inputs[id(one.a_BTI)] = basis.right.rotate(in_precision(one.a_BTI, precision))
+        yield name, basis.left.rotate(in_precision(one.g_BTO, precision)).transpose(1, 2) @ inputs[id(one.a_BTI)]
 
 
 def _rotated_rows(rows_ND: Tensor, layout: Layout, rotated: Mapping[str, Basis]) -> Iterator[tuple[str, Tensor]]:

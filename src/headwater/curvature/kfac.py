@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from headwater.curvature.damping import RULE, Damping
-from headwater.curvature.kronecker import fit_bases, solve_in_basis
+from headwater.curvature.kronecker import Precision, fit_bases, solve_in_basis
 from headwater.curvature.operators import check_width
 from headwater.types import Labels, Solve, Source, State
 
@@ -25,6 +25,7 @@ class KFAC:
 
     damping: float | str = RULE
     labels: Labels = "sampled"
+    precision: Precision = "auto"
 
     name = "kfac"
     summary = "K-FAC: Kronecker-factored curvature per block"
@@ -32,7 +33,7 @@ class KFAC:
     cost = "one pass over the rows (stored: one scan), eigendecompositions"
 
     def fit(self, source: Source) -> State:
-        state = dict(fit_bases(source, self.labels))
+        state = dict(fit_bases(source, self.labels, self.precision))
         eigenvalues_D = kfac_eigenvalues(state, source)
         means = [part.mean() for part in source.layout.split(eigenvalues_D).values()]
         return {**state, "eigenvalues": eigenvalues_D, "damping": Damping.parse(self.damping).resolve(torch.stack(means))}

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from headwater.curvature.operators import finite_blocks
+from headwater.index.scan import bfloat16_is_fast
 from headwater.types import Block, Factors, Labels, Layout, ModelSource, Source, State
 
 LARGEST_SIDE = 8192  # a longer side (a vocabulary) keeps its own basis: its covariance would be too large to form and to diagonalise
+Precision = Literal["auto", "float32", "bfloat16"]
 PANEL = 256  # columns of a symmetric product that are computed together: what lies below the diagonal is not
 
 
@@ -35,6 +38,9 @@ class Side:
     def rotate_back(self, x: Tensor) -> Tensor:
         return x if self.vectors is None else x @ self.vectors.T
 
+    def cast(self, precision: Precision) -> Side:
+        return self if self.vectors is None else Side(in_precision(self.vectors, precision))
+
 
 @dataclass(frozen=True, eq=False)
 class Basis:
@@ -42,6 +48,9 @@ class Basis:
 
     left: Side
     right: Side
+
+    def cast(self, precision: Precision) -> Basis:
+        return Basis(self.left.cast(precision), self.right.cast(precision))
 
     def rotate(self, g_NOI: Tensor) -> Tensor:
         """`Q_S' G Q_A` for each G."""
@@ -54,7 +63,8 @@ class Basis:
 class SecondMoments:
     """Sums of `x x'` over rows x of many batches, of one side of many blocks; blocks that share an input share the sum."""
 
-    def __init__(self) -> None:
+    def __init__(self, precision: Precision = "float32") -> None:
+        self.precision: Precision = precision
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, float] = {}
         self.leader: dict[str, str] = {}
@@ -70,7 +80,7 @@ class SecondMoments:
                 size = x_nX.shape[1]
                 shape = (size, size) if size <= LARGEST_SIDE else (size,)
                 self.sums[name], self.counts[name] = x_nX.new_zeros(shape), 0.0
-            accumulate(self.sums[name], x_nX)
+            accumulate(self.sums[name], in_precision(x_nX, self.precision))
             self.counts[name] += count
 
     def eigen(self, name: str) -> tuple[Tensor, Tensor | None]:
@@ -86,23 +96,35 @@ class SecondMoments:
 def accumulate(total: Tensor, x_nX: Tensor) -> None:
     """`total += x'x`, the upper triangle by panels (the rest is its mirror); only the diagonal where total is a vector."""
     if total.dim() == 1:
-        total += x_nX.square().sum(0)
+        total += x_nX.to(total.dtype).square().sum(0)
         return
     for start in range(0, len(total), PANEL):
-        stop = start + PANEL
-        total[start:stop, start:].addmm_(x_nX[:, start:stop].T, x_nX[:, start:])
+        total[start : start + PANEL, start:] += x_nX[:, start : start + PANEL].T @ x_nX[:, start:]
+
+
+def in_precision(x: Tensor, precision: Precision) -> Tensor:
+    """The factors of a product that is to be averaged over many rows: its rounding, at random, averages out. float64 stays."""
+    return x.to(torch.bfloat16) if chosen_precision(precision, x) == "bfloat16" else x
+
+
+def chosen_precision(precision: Precision, x: Tensor) -> Precision:
+    """ "auto" is bfloat16 where the processor multiplies it fast and the numbers are float32."""
+    if precision != "auto":
+        return precision
+    fast = x.dtype == torch.float32 and (x.is_cuda or bfloat16_is_fast())
+    return "bfloat16" if fast else "float32"
 
 
 # ------------------------------------------------------------------------------------------------------ from a source
 
 
-def fit_bases(source: Source, labels: Labels) -> State:
+def fit_bases(source: Source, labels: Labels, precision: Precision = "float32") -> State:
     """{"left/BLOCK", "right/BLOCK": eigenvectors; "left_values/BLOCK", "right_values/BLOCK"; "positions": [1] mean a row}. One pass.
 
     A side's tensors stand under the first of the blocks that share it. Where both sides' means are over the same positions, `A (x) S` times
     "positions" is K-FAC's curvature.
     """
-    left, right = SecondMoments(), SecondMoments()
+    left, right = SecondMoments(precision), SecondMoments(precision)
     n_positions = _from_factors(source, labels, left, right) if isinstance(source, ModelSource) else _from_rows(source, left, right)
     state: dict[str, Tensor] = {"positions": torch.tensor([n_positions / max(len(source), 1)], dtype=torch.float64)}
     for side, moments in (("left", left), ("right", right)):
@@ -186,9 +208,9 @@ def mean_squares(layout: Layout, batches: Iterable[Iterable[tuple[str, Tensor]]]
     for batch in batches:
         for name, g_BOI in batch:
             if total_D is None:
-                total_D = g_BOI.new_zeros(layout.size)
+                total_D = torch.zeros(layout.size, dtype=torch.promote_types(g_BOI.dtype, torch.float32), device=g_BOI.device)
                 parts = layout.split(total_D)
-            parts[name].add_(g_BOI.square_().sum(0).reshape(parts[name].shape))
+            parts[name].add_(g_BOI.square_().sum(0, dtype=parts[name].dtype).reshape(parts[name].shape))
     assert total_D is not None, "no rows to take the mean over"
     return total_D / max(n_rows, 1)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,6 +90,17 @@ class LiveSource:
             return
         for positions, _, batch in self._passes(["true"], in_order=True):
             yield positions[0], dense_rows(self.layout, batch.factors, len(positions))
+
+    def take(self, positions: Sequence[int] | np.ndarray) -> Tensor:
+        """[K, D] the whole gradients of these rows' losses, in the order asked for."""
+        chosen = [int(i) for i in positions]
+        if "true" in self._kept:
+            return self._kept["true"][chosen]
+        part = LiveSource(self.session, [self.examples[i] for i in chosen], self.layout, token_budget=self.token_budget)
+        rows_KD = torch.empty(len(chosen), self.layout.size, dtype=self.session.dtype)
+        for some, rows_BD in part.rows("true"):
+            rows_KD[torch.as_tensor(some)] = rows_BD.cpu()
+        return rows_KD
 
     def gauss_newton(self, v_KD: Tensor, positions: Sequence[int] | None = None) -> Tensor:
         chosen = range(len(self)) if positions is None else positions

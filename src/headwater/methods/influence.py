@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from headwater.curvature import Curvature
-from headwater.curvature.operators import damped, reference_operator, residuals, spread
-from headwater.methods.shared import check, check_rows, live, make_scores, rows_key, whole
-from headwater.types import Index, Scores, Solve, Source, State, UsageError
+from headwater.curvature.operators import reference_residuals
+from headwater.methods.shared import check, check_rows, live, make_scores, rows_key
+from headwater.types import Index, Scores, Solve, SolveStatus, Source, State, UsageError
 
+__all__ = ["MODES", "Influence", "Mode", "reference_residuals"]
+
+CHUNK_BYTES = 256 << 20  # of float32 right-hand sides that are solved together
 Mode = Literal["stored", "model", "exact"]
 MODES: dict[str, str] = {
     "stored": "curvature of the stored rows, solved and scored there: no pass over the model",
@@ -50,20 +55,27 @@ class Influence:
     def summary(self) -> str:
         return f"influence: {self.curvature.summary}"
 
+    @property
+    def reference(self) -> str:
+        return getattr(self.curvature, "reference", "")
+
+    @property
+    def cost(self) -> str:
+        return getattr(self.curvature, "cost", "")
+
     def fit(self, index: Index) -> State:
         return {**self.curvature.fit(self._source(index)), "rows": rows_key(index)}
 
     def score(self, state: State, index: Index, queries: Index) -> Scores:
         check(self, index, queries)
         check_rows(state, index)
-        solve = self._solve(state, index, whole(queries, self._feature))
-        values_QN = self._products(index, solve.value) / -len(index)
-        return make_scores(self, values_QN, index, queries, **self._provenance(state, index, solve))
+        solve = self._solve(state, index, queries)
+        values_QN = index.products("gradient" if self.mode == "model" else self._feature, solve.value) / -len(index)
+        return make_scores(self, values_QN, index, queries, **self._provenance(state, solve))
 
     def solved(self, state: State, index: Index, queries: Index) -> Tensor:
         """[Q, D] `(C + lambda)^-1 h_q` as it is scanned: in the layout of the index, or of the whole parameters in exact mode."""
-        solve = self._solve(state, index, whole(queries, self._feature))
-        return live(index).sketch(solve.value) if self.mode == "model" else solve.value
+        return self._solve(state, index, queries).value
 
     @property
     def _feature(self) -> str:
@@ -72,34 +84,55 @@ class Influence:
     def _source(self, index: Index) -> Source:
         return index if self.mode == "stored" else live(index).source
 
-    def _solve(self, state: State, index: Index, b_QD: Tensor) -> Solve:
+    def _solve(self, state: State, index: Index, queries: Index) -> Solve:
+        """A few queries at a time: a whole gradient is as long as the model, and what is scanned may be far shorter."""
+        size = max(1, CHUNK_BYTES // (4 * self._source(index).layout.size))
+        chunks = [np.arange(start, min(start + size, len(queries))) for start in range(0, len(queries), size)]
+        return joined([self._solve_chunk(state, index, queries.take(self._feature, chunk)) for chunk in chunks])
+
+    def _solve_chunk(self, state: State, index: Index, b_KD: Tensor) -> Solve:
         """A query of zeros, or one that is not finite, is answered without a solver: 0 and NaN."""
-        usable_Q = torch.isfinite(b_QD).all(1) & (b_QD != 0).any(1)
-        solve = self.curvature.solve(state, self._source(index), b_QD[usable_Q])
-        value_QD = b_QD.clone()  # zeros stay zeros, NaN stays NaN
-        value_QD[usable_Q] = solve.value.to(value_QD.dtype)
-        return Solve(value_QD, solve.status, solve.steps, solve.residual_K, solve.residual_of)
+        usable_K = torch.isfinite(b_KD).all(1) & (b_KD != 0).any(1)
+        solve = self.curvature.solve(state, self._source(index), b_KD[usable_K])
+        facts = {**solve.facts, "cosine_to_gradient": _median_cosine(solve.value, b_KD[usable_K])}
+        if bool(usable_K.all()):
+            return replace(solve, value=self._scanned(index, solve.value), facts=facts)
+        value_KD = b_KD.clone()  # zeros stay zeros, NaN stays NaN
+        value_KD[usable_K] = solve.value.to(value_KD.dtype)
+        return replace(solve, value=self._scanned(index, value_KD), facts=facts)
 
-    def _products(self, index: Index, x_QD: Tensor) -> Tensor:
-        if self.mode == "model":
-            return index.products("gradient", live(index).sketch(x_QD))
-        return index.products(self._feature, x_QD)
+    def _scanned(self, index: Index, x_KD: Tensor) -> Tensor:
+        if self.mode == "stored":
+            return x_KD
+        return live(index).sketch(x_KD) if self.mode == "model" else x_KD.to(live(index).scan_dtype)
 
-    def _provenance(self, state: State, index: Index, solve: Solve) -> dict[str, Any]:
+    def _provenance(self, state: State, solve: Solve) -> dict[str, Any]:
         damping_K = state["damping"]
         return {
             "feature": self._feature,
             "curvature": {"name": self.name, **asdict(self.curvature)},  # pyright: ignore[reportArgumentType]
             "mode": self.mode,
             "damping": {"rule": str(self.curvature.damping), "least": float(damping_K.min()), "largest": float(damping_K.max())},
-            "solve": {"status": solve.status, "steps": solve.steps, **_range(solve.residual_K), "residual_of": solve.residual_of},
+            "solve": {"status": solve.status, "steps": solve.steps, **_range(solve.residual_K), "residual_of": solve.residual_of, **solve.facts},
         }
 
 
-def reference_residuals(state: State, source: Source, b_KD: Tensor, x_KD: Tensor) -> tuple[str, Tensor]:
-    """(operator's name, [K] relative residuals) of any solution on the one shared operator, with the damping the solution used."""
-    name, operator = reference_operator(source)
-    return name, residuals(damped(operator, spread(state["damping"], source.layout)), b_KD, x_KD)
+def joined(solves: Sequence[Solve]) -> Solve:
+    """Solves of parts of the queries as one: the worst status, the most steps."""
+    if not solves:
+        return Solve(torch.empty(0, 0), "closed_form")
+    residuals = [solve.residual_K for solve in solves if solve.residual_K is not None]
+    return replace(
+        max(solves, key=lambda solve: get_args(SolveStatus).index(solve.status)),
+        value=torch.cat([solve.value for solve in solves]),
+        steps=max(solve.steps for solve in solves),
+        residual_K=torch.cat(residuals) if len(residuals) == len(solves) else None,
+    )
+
+
+def _median_cosine(x_KD: Tensor, b_KD: Tensor) -> float:
+    """Of the solved queries to their gradients; where it is near 1, this is the gradient product under another name. NaN for no query."""
+    return float(torch.cosine_similarity(x_KD, b_KD.to(x_KD), dim=1).median()) if len(x_KD) else float("nan")
 
 
 def _range(residual_K: Tensor | None) -> dict[str, float | None]:

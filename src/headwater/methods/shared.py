@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from headwater.types import Index, IntegrityError, Member, MemberRole, ModelSource, Scores, State, UsageError
 
 Text = Literal["prompt", "response", "both"]
+Weights = Literal["learning_rate", "equal"]
 
 MEMBERS = "members:"  # in a method's `requires`, before the role of the members it needs
 ROLES: dict[MemberRole, str] = {
@@ -80,9 +81,7 @@ def pairs(index: Index, queries: Index, role: MemberRole) -> list[tuple[Member, 
     UsageError where the index has no such member, or the queries lack one of its names; LayoutMismatch where the two sides of a pair are
     of other parameters or sketches.
     """
-    members = index.members(role)
-    if not members:
-        raise UsageError(f"the index has no member of role {role!r} ({ROLES[role]}). Build it: {HOW_TO_BUILD[role]}")
+    members = members_of(index, role)
     asked = {member.name: member.index for member in queries.members(role)}
     if missing := [member.name for member in members if member.name not in asked]:
         raise UsageError(
@@ -94,6 +93,51 @@ def pairs(index: Index, queries: Index, role: MemberRole) -> list[tuple[Member, 
         _check_same_rows(member, index)
         member.index.layout.check(asked[member.name].layout)
     return [(member, asked[member.name]) for member in members]
+
+
+def pairs_if_any(index: Index, queries: Index, role: MemberRole) -> list[tuple[Member, Index]]:
+    """`pairs` for a role that a method can do without: none where the index has no such member."""
+    return pairs(index, queries, role) if index.members(role) else []
+
+
+def members_of(index: Index, role: MemberRole) -> tuple[Member, ...]:
+    """The index's members of a role. UsageError, with the command that builds them, where there is none."""
+    if members := index.members(role):
+        return members
+    raise UsageError(f"the index has no member of role {role!r} ({ROLES[role]}). Build it: {HOW_TO_BUILD[role]}")
+
+
+def step_sizes(members: Sequence[Member], weights: Weights) -> list[float]:
+    """What each checkpoint counts: its learning rate, or 1. UsageError where a learning rate was not recorded."""
+    if weights == "equal":
+        return [1.0] * len(members)
+    rates = [member.learning_rate for member in members if member.learning_rate is not None]
+    if len(rates) < len(members):
+        missing = [member.name for member in members if member.learning_rate is None]
+        raise UsageError(
+            f"members {', '.join(missing)} have no learning rate. Likely cause: the training's output folder had no trainer_state.json. "
+            "Count every checkpoint alike with weights='equal', or build the members from a folder that has it."
+        )
+    return rates
+
+
+def check_weights(method: str, weights: str) -> None:
+    if weights not in get_args(Weights):
+        raise UsageError(f"{method}: weights is {weights!r}, expected one of {', '.join(get_args(Weights))}")
+
+
+def prefixed(name: str, state: State) -> dict[str, Tensor]:
+    """A member's state as a part of the method's; that of a method that learns nothing leaves its name at least."""
+    return {f"{name}/": torch.empty(0), **{f"{name}/{key}": tensor for key, tensor in state.items()}}
+
+
+def part_of(state: State, name: str) -> State:
+    """One member's state out of the method's. IntegrityError where it was fitted without that member."""
+    if f"{name}/" not in state:
+        raise IntegrityError(
+            f"this state was fitted without the member {name!r}. Likely cause: the member was built since. Fit the method again."
+        )
+    return {key.removeprefix(f"{name}/"): tensor for key, tensor in state.items() if key.startswith(f"{name}/")}
 
 
 def _check_same_rows(member: Member, index: Index) -> None:
@@ -120,6 +164,11 @@ class Live(Protocol):
 
     @property
     def source(self) -> ModelSource: ...
+
+    @property
+    def scan_dtype(self) -> torch.dtype:
+        """In which `products` wants queries for "gradient_whole"."""
+        ...
 
     def sketch(self, whole_KD: Tensor) -> Tensor:
         """[K, D of the source's layout] -> [K, D of the index's layout], by the maps that made the stored rows."""

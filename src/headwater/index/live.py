@@ -1,0 +1,139 @@
+"""An index with its model at hand: beside the stored rows, whole gradients, computed when they are asked for.
+
+Letters: Q queries · N rows · B rows of a batch · K vectors · D numbers of a whole gradient · O, I the two sides of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headwater.corpus import collate, plan_batches
+from headwater.gradient.live import LiveSource
+from headwater.gradient.rows import row_engine
+from headwater.gradient.sketch import sides
+from headwater.index.memory import MemoryIndex
+from headwater.index.scan import bfloat16_is_fast
+from headwater.types import Example, Factors, Index, IntegrityError, Layout, Measure, Member, MemberRole
+
+WHOLE = "gradient_whole"
+
+
+class LiveIndex:
+    """`types.Index` over stored rows, with the feature "gradient_whole" and what `methods.shared.Live` asks for.
+
+    `source` has the examples of the stored rows, in their order. Raises IntegrityError where it does not.
+    """
+
+    def __init__(self, stored: Index, source: LiveSource) -> None:
+        ids = tuple(example.id for example in source.examples)
+        if ids != tuple(stored.ids):
+            raise IntegrityError(
+                f"the index has {len(stored):,} rows, the training data gives {len(ids):,}, or others, or in another order: the data changed "
+                "since it was indexed. Give the data of the index, or index again."
+            )
+        self.stored, self.source = stored, source
+
+    @property
+    def layout(self) -> Layout:
+        return self.stored.layout
+
+    @property
+    def gradient_of(self) -> str:
+        return self.stored.gradient_of
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self.stored.ids
+
+    @property
+    def features(self) -> frozenset[str]:
+        return self.stored.features | {WHOLE}
+
+    @property
+    def scan_dtype(self) -> torch.dtype:
+        """In which solved queries are held for `products`: the rounding of each number is at random, and a product is of very many."""
+        fast = self.source.session.dtype == torch.float32 and (self.source.session.device.type == "cuda" or bfloat16_is_fast())
+        return torch.bfloat16 if fast else torch.promote_types(self.source.session.dtype, torch.float32)
+
+    def blocks(self, feature: str) -> Iterator[tuple[int, Tensor]]:
+        return self.source.blocks("gradient") if feature == WHOLE else self.stored.blocks(feature)
+
+    def take(self, feature: str, positions: Sequence[int] | np.ndarray) -> Tensor:
+        return self.source.take(positions) if feature == WHOLE else self.stored.take(feature, positions)
+
+    def products(self, feature: str, queries_QD: Tensor, *, scale_N: Tensor | None = None) -> Tensor:
+        """As `types.Index`. "gradient_whole" costs a pass over the rows (none where the source keeps them) and Q D multiplications a row.
+
+        A row whose gradient is not finite is NaN. Memory: the queries, once more where they are not in `scan_dtype`.
+        """
+        if feature != WHOLE:
+            return self.stored.products(feature, queries_QD, scale_N=scale_N)
+        values_QN = self._whole_products(queries_QD.to(self.scan_dtype))
+        return values_QN if scale_N is None else values_QN * scale_N
+
+    def column(self, name: str) -> np.ndarray:
+        return self.stored.column(name)
+
+    def members(self, role: MemberRole) -> tuple[Member, ...]:
+        return self.stored.members(role)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def sketch(self, whole_KD: Tensor) -> Tensor:
+        """`L X R'` of each block: a solved query as the stored rows are. Cost K k_O O I multiplications a block."""
+        parts = self.source.layout.split(whole_KD)
+        for block in self.layout.blocks:
+            for i, side in enumerate(sides(block, self.layout.sketch_seed, dtype=whole_KD.dtype, device=whole_KD.device)):
+                parts[block.name] = side.project(parts[block.name].movedim(i + 1, -1)).movedim(-1, i + 1)
+        return self.layout.join(parts)
+
+    def _whole_products(self, queries_QD: Tensor) -> Tensor:
+        values_QN = torch.zeros(len(queries_QD), len(self))
+        if self.source.keeps("true"):
+            for start, rows_BD in self.source.blocks("gradient"):
+                values_QN[:, start : start + len(rows_BD)] = (queries_QD @ rows_BD.to(queries_QD.dtype).T).float().cpu()
+            return values_QN
+        wanted = {name: part.reshape(len(part), -1) for name, part in self.source.layout.split(queries_QD).items()}
+        for batch in self.source.factors("true"):
+            where = torch.as_tensor(batch.positions)
+            total_QB = sum(_products(one, wanted[name]) for name, one in batch.factors.items())
+            values_QN[:, where] = torch.as_tensor(total_QB).cpu()
+        return values_QN
+
+
+def _products(factors: Factors, queries_QX: Tensor) -> Tensor:
+    """[Q, B] float32 (float64): `sum_t d_t' X_q a_t`, through the rows' own matrices."""
+    dtype = queries_QX.dtype
+    rows_BX = Factors(factors.a_BTI.to(dtype), factors.g_BTO.to(dtype)).dense().flatten(1)
+    return (queries_QX @ rows_BX.T).to(torch.promote_types(dtype, torch.float32))
+
+
+class LiveQueries(MemoryIndex):
+    """Queries whose whole gradients are computed when they are taken: a few at a time, since each is as long as the model."""
+
+    def __init__(self, queries: MemoryIndex, source: LiveSource, examples: Sequence[Example], measure: Measure) -> None:
+        super().__init__(queries.ids, queries.layout, queries.gradient_of, queries._features, queries._columns, queries._members)
+        self.source, self.examples, self.measure = source, examples, measure
+
+    @property
+    def features(self) -> frozenset[str]:
+        return super().features | {WHOLE}
+
+    def take(self, feature: str, positions: Sequence[int] | np.ndarray) -> Tensor:
+        if feature != WHOLE:
+            return super().take(feature, positions)
+        chosen, session = [self.examples[int(i)] for i in positions], self.source.session
+        rows_KD = torch.empty(len(chosen), self.source.layout.size, dtype=session.dtype)
+        with row_engine(session, self.source.layout) as engine:
+            for some in plan_batches([example.n_tokens for example in chosen], token_budget=self.source.token_budget):
+                batch = collate([chosen[i] for i in some], pad_id=session.pad_id)
+                rows_KD[torch.tensor(some)] = engine.rows(batch, self.measure).gradient_BD.to(rows_KD)
+        return rows_KD
+
+    def subset(self, positions: Sequence[int] | np.ndarray) -> LiveQueries:
+        return LiveQueries(super().subset(positions), self.source, [self.examples[int(i)] for i in positions], self.measure)
