@@ -55,12 +55,14 @@ def model() -> torch.nn.Module:
     return LlamaForCausalLM(config)
 
 
-def examples(n_rows: int) -> list[Example]:
+def examples(n_rows: int, *, seed: int = 0) -> list[Example]:
     """Rows of random tokens, lengths log-normal in 16-256 with mean about 80; the loss is on every token but the first."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     lengths = np.clip(np.round(rng.lognormal(np.log(80) - 0.55**2 / 2, 0.55, n_rows)), 16, 256).astype(int)
     mask = np.arange(256) > 0
-    return [Example(id=f"{i:032x}", tokens=rng.integers(2, VOCABULARY, size=n), loss_mask=mask[:n]) for i, n in enumerate(lengths)]
+    return [
+        Example(id=f"{seed:08x}{i:024x}", tokens=rng.integers(2, VOCABULARY, size=n), loss_mask=mask[:n]) for i, n in enumerate(lengths)
+    ]
 
 
 def train(network: torch.nn.Module, rows: list[Example]) -> float:

@@ -1,0 +1,165 @@
+"""What is run: which engine does what on which workload, and the rows of the table that come of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.peers.engines import CHECKOUT, ENGINES, interpreter, last_line
+
+
+class Figure(NamedTuple):
+    """A row of the table: what was done, the stages of the job that count in it (none named: all), the key it is known by."""
+
+    what: str
+    stages: tuple[str, ...] = ()
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """`function` is the engine's, in `benchmarks/peers/ENGINE.py`. A costly job is run on `--peer-rows` rows, not on all."""
+
+    engine: str
+    function: str
+    workload: str
+    figures: tuple[Figure, ...]
+    costly: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine}-{self.function}-{self.workload}"
+
+
+EXACT = "EK-FAC, exact: fit + queries"
+SKETCHED = "curvature in the sketch: index + fit + queries"
+NEXT = "the next queries"
+DOT = "gradient product, exact: index + queries"
+
+OURS = (
+    Job("headwater", "ekfac", "w1", (Figure(EXACT, key="ekfac_exact_passes"),), costly=True),
+    Job(
+        "headwater",
+        "ekfac_index",
+        "w1",
+        (
+            Figure(SKETCHED, ("index", "fit", "queries"), "ekfac_index_passes"),
+            Figure(NEXT, ("next queries",), "next_queries_passes"),
+        ),
+    ),
+    Job("headwater", "ekfac", "w2", (Figure(EXACT, key="ekfac_lora_passes"),), costly=True),
+    Job("headwater", "fisher", "w2", (Figure("damped Fisher, exact: index + fit + queries", key="fisher_lora_passes"),)),
+    Job("headwater", "graddot", "w2", (Figure(DOT, key="graddot_lora_passes"),)),
+    Job("headwater", "accuracy", "w2", ()),  # values: ekfac_cg_spearman
+)
+
+PEERS = (
+    Job("kronfluence", "ekfac", "w1", (Figure(EXACT), Figure(NEXT, ("scores",))), costly=True, options={"empirical": True}),
+    Job("bergson", "ekfac", "w1", (Figure(EXACT), Figure(NEXT, ("scores",))), costly=True, options={"empirical": True}),
+    Job("dattri-llm", "ekfac", "w1", (Figure(EXACT),), costly=True),
+    Job("bergson", "sketch", "w1", (Figure(SKETCHED), Figure(NEXT, ("queries",)))),
+    Job("dattri-llm", "sketch", "w1", (Figure(SKETCHED), Figure(NEXT, ("queries",)))),
+    Job("traker", "trak", "w1", (Figure("TRAK, one model: features + queries"),), costly=True),
+    Job("kronfluence", "ekfac", "w2", (Figure(EXACT), Figure(NEXT, ("scores",))), costly=True, options={"empirical": True}),
+    Job("bergson", "ekfac", "w2", (Figure(EXACT), Figure(NEXT, ("scores",))), costly=True, options={"empirical": True}),
+    Job("dattri-llm", "ekfac", "w2", (Figure(EXACT),), costly=True, options={"residency": "memory"}),
+    Job("bergson", "graddot", "w2", (Figure(DOT),)),
+    Job("dattri-llm", "graddot", "w2", (Figure(DOT),)),
+    Job("traker", "trak", "w2", (Figure("TRAK, one model: features + queries"),), costly=True),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A job's result, or the error it ended with."""
+
+    job: Job
+    n_rows: int
+    n_queries: int
+    result: Mapping[str, Any] = field(default_factory=dict)
+    scores_QN: np.ndarray | None = None
+    error: str = ""
+
+    def seconds(self, figure: Figure) -> float:
+        stages = self.result["stages_s"]
+        return sum(stages[name] for name in figure.stages or stages)
+
+    def passes(self, figure: Figure) -> float:
+        return self.seconds(figure) / self.result["training_pass_s"]
+
+
+class Setting(NamedTuple):
+    """What all jobs of a run share."""
+
+    workload: Path
+    environments: Path
+    out: Path
+    n_rows: int
+    n_peer_rows: int
+    n_queries: int
+    threads: int
+    limit_s: float
+
+
+def run(job: Job, setting: Setting) -> Outcome:
+    """The job in a process of its engine's environment. An engine that does not install, fails or takes too long is an outcome too."""
+    n_rows = min(setting.n_rows, setting.n_peer_rows) if job.costly else setting.n_rows
+    outcome = Outcome(job, n_rows, setting.n_queries)
+    out = setting.out / job.name
+    try:
+        python = interpreter(ENGINES[job.engine], setting.environments)
+        subprocess.run(
+            _command(job, setting, python=python, out=out, n_rows=n_rows),
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=setting.limit_s,
+            cwd=CHECKOUT,
+            env=_environment(setting.threads),
+        )
+        result = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    except subprocess.CalledProcessError as error:
+        return _failed(outcome, last_line(error.stderr))
+    except subprocess.TimeoutExpired:
+        return _failed(outcome, f"no result after {setting.limit_s:.0f} s")
+    except (OSError, RuntimeError, ValueError) as error:
+        return _failed(outcome, str(error))
+    scores = out / "scores.npy"
+    return Outcome(job, n_rows, setting.n_queries, result, np.load(scores) if scores.exists() else None)
+
+
+def _failed(outcome: Outcome, error: str) -> Outcome:
+    return Outcome(outcome.job, outcome.n_rows, outcome.n_queries, error=error)
+
+
+def _command(job: Job, setting: Setting, *, python: Path, out: Path, n_rows: int) -> list[str]:
+    values = {
+        "--folder": setting.workload,
+        "--out": out,
+        "--workload": job.workload,
+        "--rows": n_rows,
+        "--queries": setting.n_queries,
+        "--threads": setting.threads,
+        "--options": json.dumps(dict(job.options)),
+    }
+    return [
+        str(python),
+        "-W",
+        "ignore",
+        "-m",
+        ENGINES[job.engine].module,
+        job.function,
+        *(str(part) for pair in values.items() for part in pair),
+    ]
+
+
+def _environment(threads: int) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
