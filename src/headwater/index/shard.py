@@ -82,6 +82,7 @@ def tensors_problem(tensors: Mapping[str, Tensor], spec: IndexSpec, n_rows: int)
         expected["representation"] = (kept, (n_rows, spec.hidden_size))
     if "representation_response" in tensors and spec.hidden_size is not None:
         expected["representation_response"] = expected["representation"]
+    expected |= {name: (kept, (n_rows, int(about["width"]))) for name, about in spec.extra.items()}
     found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     differ = sorted(name for name in {**expected, **found} if expected.get(name) != found.get(name))
     return f"{differ[0]} is {found.get(differ[0])}, expected {expected.get(differ[0])} by the index's spec" if differ else None

@@ -14,7 +14,7 @@ from headwater.types import IntegrityError, Layout, LayoutMismatch, UsageError
 
 FORMAT = 1
 Dtype = Literal["float32", "bfloat16", "int8"]
-MEANING = {"layout", "gradient_of", "dtype", "hidden_size"}  # a difference in these changes what a stored number means
+MEANING = {"layout", "gradient_of", "dtype", "hidden_size", "extra"}  # a difference in these changes what a stored number means
 
 _WAY_OUT = "Use the options of the first run, or another folder (-o)."
 
@@ -23,6 +23,7 @@ _WAY_OUT = "Use the options of the first run, or another folder (-o)."
 class IndexSpec:
     """`index.json`. `hidden_size` is None where no representations are kept.
 
+    `extra` are further features of a row by name, each with its "width" and whatever decides its numbers; see `headwater.gradient.extra`.
     `facts` is what the numbers rest on (model fingerprint, task, loss, ...), as JSON. It is compared whole when an index is
     opened again: put in it what must not change between two runs that fill one index, and nothing else.
     """
@@ -33,6 +34,7 @@ class IndexSpec:
     hidden_size: int | None = None
     shard_rows: int = 512
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    extra: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -46,7 +48,9 @@ class IndexSpec:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
+        extra = {"extra": {name: dict(about) for name, about in self.extra.items()}} if self.extra else {}
         return {
+            **extra,  # only where there is any: an index without keeps the fingerprint that it always had
             "format": self.format,
             "layout": self.layout.to_json(),
             "gradient_of": self.gradient_of,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class ShardData:
 
     `gradient_norm_NK` is the norm of each block as sketched, before it is rounded to the stored
     dtype. `columns` is the row table (`table.SCHEMA`); "bad" may be left out: a row whose gradient is not finite is bad in any case, and
-    keeps its NaNs.
+    keeps its NaNs. `extra` are the further features that the spec names, [N, width] each.
     """
 
     gradient_ND: Tensor
@@ -50,6 +50,7 @@ class ShardData:
     columns: Mapping[str, Sequence[Any]]
     representation_NH: Tensor | None = None
     representation_response_NH: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,7 @@ class Writer:
             "gradient_norm": data.gradient_norm_NK.float(),
             "representation": self._representation(data.representation_NH),
             "representation_response": self._representation(data.representation_response_NH),
+            **{name: self._representation(tensor) for name, tensor in data.extra.items()},
         }
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
 
@@ -163,6 +165,8 @@ class Writer:
             "gradient_norm": (data.gradient_norm_NK, (N, len(layout.blocks))),
             "representation": (data.representation_NH, hidden),
             "representation_response": (data.representation_response_NH, hidden if data.representation_response_NH is not None else None),
+            **{name: (data.extra.get(name), (N, int(about["width"]))) for name, about in self.spec.extra.items()},
+            **{name: (tensor, None) for name, tensor in data.extra.items() if name not in self.spec.extra},
         }
         for name, (tensor, shape) in expected.items():
             found = None if tensor is None else tuple(tensor.shape)
