@@ -7,6 +7,7 @@ from typing import Any
 
 from headwater.curvature.arnoldi import Arnoldi
 from headwater.curvature.cg import CG
+from headwater.curvature.damping import Damping
 from headwater.curvature.datainf import DataInf
 from headwater.curvature.fisher import Fisher
 from headwater.curvature.identity import Identity
@@ -25,6 +26,7 @@ __all__ = [
     "LiSSA",
     "LiSSAReleased",
     "Nystrom",
+    "find",
     "get",
     "names",
     "table",
@@ -38,16 +40,24 @@ def names() -> list[str]:
     return list(_curvatures)
 
 
-def get(name: str, **options: Any) -> Curvature:
-    """The curvature of that name with these options. Raises UsageError on a name or an option that there is not."""
+def find(name: str) -> type[Any]:
+    """The class of that name. Raises UsageError where there is none."""
     if name not in _curvatures:
         raise UsageError(f"there is no curvature {name!r}; there are: {', '.join(names())}")
+    return _curvatures[name]
+
+
+def get(name: str, **options: Any) -> Curvature:
+    """The curvature of that name with these options. Raises UsageError on a name, an option or a damping that there is not."""
+    signature = inspect.signature(find(name))
     try:
-        inspect.signature(_curvatures[name]).bind(**options)
+        signature.bind(**options)
     except TypeError as error:
-        parameters = inspect.signature(_curvatures[name]).parameters.values()
-        raise UsageError(f"{name}: {error}. Its options: {', '.join(f'{p.name}={p.default!r}' for p in parameters)}") from None
-    return _curvatures[name](**options)
+        listed = ", ".join(f"{p.name}={p.default!r}" for p in signature.parameters.values())
+        raise UsageError(f"{name}: {error}. Its options: {listed}") from None
+    made = find(name)(**options)
+    Damping.parse(made.damping)
+    return made
 
 
 def table() -> list[dict[str, Any]]:

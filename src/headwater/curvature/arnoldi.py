@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from headwater.curvature.damping import RULE
-from headwater.curvature.operators import check_width, random_vectors, reference_damping, reference_operator, residual_where_cheap, working
+from headwater.curvature.operators import (
+    check_counts,
+    check_width,
+    random_vectors,
+    reference_damping,
+    reference_operator,
+    residual_where_cheap,
+    working,
+)
 from headwater.curvature.spectral import lanczos, within
 from headwater.types import Solve, Source, State
 
@@ -30,6 +38,9 @@ class Arnoldi:
     summary = "the subspace of the largest eigenvalues, by Arnoldi's iteration"
     reference = "Schioppa et al. 2022, section 3"
     cost = "as many scans as steps to fit; a small product a solve"
+
+    def __post_init__(self) -> None:
+        check_counts(self.name, steps=self.steps, rank=self.rank)
 
     def fit(self, source: Source) -> State:
         damping_L = reference_damping(source, self.damping, joint=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from headwater.curvature.conjugate import conjugate_gradients
 from headwater.curvature.damping import RULE
-from headwater.curvature.operators import check_width, damped_reference, reference_damping, reference_operator, working
+from headwater.curvature.operators import check_counts, check_width, damped_reference, reference_damping, reference_operator, working
 from headwater.types import Solve, Source, State
 
 
@@ -30,6 +30,9 @@ class CG:
     summary = "conjugate gradients on the damped reference operator"
     reference = "Hestenes and Stiefel 1952; Martens 2010, section 4"
     cost = "one scan; as many scans as steps a solve"
+
+    def __post_init__(self) -> None:
+        check_counts(self.name, max_steps=self.max_steps)
 
     def fit(self, source: Source) -> State:
         return {"damping": reference_damping(source, self.damping)}

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count, islice
+from typing import get_args
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from headwater.curvature.damping import RULE
 from headwater.curvature.operators import (
     Operator,
     batch_operator,
+    check_counts,
     check_width,
     damped,
     damped_reference,
@@ -30,7 +32,7 @@ from headwater.curvature.operators import (
     spread,
     working,
 )
-from headwater.types import Solve, Source, State
+from headwater.types import Solve, SolveStatus, Source, State
 
 MARGIN = 1.1  # of the scale over the largest eigenvalue, of which power iteration gives a lower bound
 NO_WORSE = 1.001  # than x = 0, whose residual is 1; with room for rounding
@@ -64,6 +66,9 @@ class LiSSA:
     reference = "Agarwal et al. 2017; Koh and Liang 2017, section 3"
     cost = "some ten scans; up to max_steps scans (or batches) a solve"
 
+    def __post_init__(self) -> None:
+        check_counts(self.name, max_steps=self.max_steps, batch_rows=self.batch_rows, repeats=self.repeats)
+
     def fit(self, source: Source) -> State:
         damping_L = reference_damping(source, self.damping)
         largest = largest_eigenvalue(reference_operator(source)[1], random_vectors(1, source, seed=self.seed))
@@ -73,7 +78,7 @@ class LiSSA:
         check_width(b_KD, source.layout)
         v_KD = working(b_KD, source)
         runs = [self._run(state, source, v_KD, repeat) for repeat in range(self.repeats)]
-        worst = max(runs, key=lambda run: ("converged", "max_steps", "diverged").index(run.status))
+        worst = max(runs, key=lambda run: get_args(SolveStatus).index(run.status))
         if len(runs) == 1:
             return replace(worst, value=worst.value.to(b_KD))
         value_KD = torch.stack([run.value for run in runs]).mean(0)

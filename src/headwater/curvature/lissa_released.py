@@ -8,6 +8,7 @@ from torch import Tensor
 
 from headwater.curvature.damping import RULE, Damping
 from headwater.curvature.operators import (
+    check_counts,
     check_width,
     finite_blocks,
     fisher_operator,
@@ -38,6 +39,9 @@ class LiSSAReleased:
     summary = "for the study only: the released LiSSA, its damping of the wrong sign and nearly (steps + 1) v"
     reference = "Li et al. 2024, arXiv 2409.19998, released code"
     cost = "one scan; as many scans as steps a solve"
+
+    def __post_init__(self) -> None:
+        check_counts(self.name, steps=self.steps)
 
     def fit(self, source: Source) -> State:
         means_L = mean_eigenvalues(finite_blocks(source), source.layout)

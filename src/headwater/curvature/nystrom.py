@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from headwater.curvature.damping import RULE
-from headwater.curvature.operators import check_width, random_vectors, reference_damping, reference_operator, residual_where_cheap, working
+from headwater.curvature.operators import (
+    check_counts,
+    check_width,
+    random_vectors,
+    reference_damping,
+    reference_operator,
+    residual_where_cheap,
+    working,
+)
 from headwater.curvature.spectral import within
 from headwater.types import DataError, Solve, Source, State
 
@@ -31,6 +39,9 @@ class Nystrom:
     summary = "a randomised low-rank curvature, the rest damped"
     reference = "Frangella, Tropp and Udell 2023, algorithm 2.1"
     cost = "one scan with many vectors to fit; a small product a solve"
+
+    def __post_init__(self) -> None:
+        check_counts(self.name, rank=self.rank)
 
     def fit(self, source: Source) -> State:
         damping_L = reference_damping(source, self.damping, joint=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from headwater.curvature.damping import Damping
-from headwater.types import Layout, LayoutMismatch, ModelSource, Source, State
+from headwater.types import Layout, LayoutMismatch, ModelSource, Source, State, UsageError
 
 Operator = Callable[[Tensor], Tensor]  # [K, D] -> [K, D]
 
@@ -201,6 +201,13 @@ def residual_where_cheap(state: State, source: Source, b_KD: Tensor, x_KD: Tenso
         return {}
     name, residual_K = reference_residuals(state, source, b_KD, x_KD)
     return {"residual_K": residual_K, "residual_of": name}
+
+
+def check_counts(name: str, **options: int | None) -> None:
+    """Raise UsageError unless each of these options is 1 or more, or not given."""
+    for option, value in options.items():
+        if value is not None and value < 1:
+            raise UsageError(f"{name}: {option} is {value}, expected 1 or more")
 
 
 def check_width(b_KD: Tensor, layout: Layout) -> None:

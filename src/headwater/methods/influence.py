@@ -11,11 +11,8 @@ import torch
 from torch import Tensor
 
 from headwater.curvature import Curvature
-from headwater.curvature.operators import reference_residuals
 from headwater.methods.shared import check, check_rows, live, make_scores, rows_key
 from headwater.types import Index, Scores, Solve, SolveStatus, Source, State, UsageError
-
-__all__ = ["MODES", "Influence", "Mode", "reference_residuals"]
 
 CHUNK_BYTES = 256 << 20  # of float32 right-hand sides that are solved together
 Mode = Literal["stored", "model", "exact"]
@@ -49,7 +46,7 @@ class Influence:
 
     @property
     def requires(self) -> frozenset[str]:
-        return frozenset({"gradient"} if self.mode == "stored" else {"gradient", "gradient_whole"})
+        return frozenset({"stored": ["gradient"], "model": ["gradient", "gradient_whole"], "exact": ["gradient_whole"]}[self.mode])
 
     @property
     def summary(self) -> str:
@@ -94,7 +91,7 @@ class Influence:
         """A query of zeros, or one that is not finite, is answered without a solver: 0 and NaN."""
         usable_K = torch.isfinite(b_KD).all(1) & (b_KD != 0).any(1)
         solve = self.curvature.solve(state, self._source(index), b_KD[usable_K])
-        facts = {**solve.facts, "cosine_to_gradient": _median_cosine(solve.value, b_KD[usable_K])}
+        facts = {**solve.facts, **_cosine(solve.value, b_KD[usable_K])}
         if bool(usable_K.all()):
             return replace(solve, value=self._scanned(index, solve.value), facts=facts)
         value_KD = b_KD.clone()  # zeros stay zeros, NaN stays NaN
@@ -113,7 +110,13 @@ class Influence:
             "curvature": {"name": self.name, **asdict(self.curvature)},  # pyright: ignore[reportArgumentType]
             "mode": self.mode,
             "damping": {"rule": str(self.curvature.damping), "least": float(damping_K.min()), "largest": float(damping_K.max())},
-            "solve": {"status": solve.status, "steps": solve.steps, **_range(solve.residual_K), "residual_of": solve.residual_of, **solve.facts},
+            "solve": {
+                "status": solve.status,
+                "steps": solve.steps,
+                **_range(solve.residual_K),
+                "residual_of": solve.residual_of,
+                **solve.facts,
+            },
         }
 
 
@@ -130,9 +133,9 @@ def joined(solves: Sequence[Solve]) -> Solve:
     )
 
 
-def _median_cosine(x_KD: Tensor, b_KD: Tensor) -> float:
-    """Of the solved queries to their gradients; where it is near 1, this is the gradient product under another name. NaN for no query."""
-    return float(torch.cosine_similarity(x_KD, b_KD.to(x_KD), dim=1).median()) if len(x_KD) else float("nan")
+def _cosine(x_KD: Tensor, b_KD: Tensor) -> dict[str, float]:
+    """The median cosine of the solved queries to their gradients: where it is near 1, this is the gradient product under another name."""
+    return {"cosine_to_gradient": float(torch.cosine_similarity(x_KD, b_KD.to(x_KD), dim=1).median())} if len(x_KD) else {}
 
 
 def _range(residual_K: Tensor | None) -> dict[str, float | None]:
