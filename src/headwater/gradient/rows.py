@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from headwater.gradient.capture import Collector, capturing
+from headwater.gradient.extra import Feature, make_features, watching
 from headwater.gradient.transform import RowSink, Transform
 from headwater.model.session import Session
 from headwater.types import Batch, Layout, Measure
@@ -23,14 +25,14 @@ class Rows:
     value_B: Tensor
     representation_BH: Tensor
     representation_response_BH: Tensor
-    token_log_probs_BT: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 class RowEngine:
     """Turns batches into `Rows`. Made by `row_engine`, alive inside it."""
 
-    def __init__(self, session: Session, collector: RowSink) -> None:
-        self.session, self.collector = session, collector
+    def __init__(self, session: Session, collector: RowSink, features: Sequence[Feature] = ()) -> None:
+        self.session, self.collector, self.features = session, collector, features
         self._tap = _tap(session, collector)
 
     def rows(self, batch: Batch, measure: Measure) -> Rows:
@@ -39,26 +41,36 @@ class RowEngine:
         self.collector.start(*batch.tokens_BT.shape)
         with torch.enable_grad():
             outputs = self.session.run(batch, tap=self._tap)
+            with watching(self.features):
+                _ = outputs.hidden_BTH  # the batch's own pass, and no other that the measure may ask for
             value_B = measure.fn(outputs, outputs.batch)
             value_B.sum().backward()
         first, response = outputs.representations()
-        return Rows(self.collector.rows(), value_B.detach(), first, response)
+        extra = {feature.name: feature.take(outputs) for feature in self.features}
+        return Rows(self.collector.rows(), value_B.detach(), first, response, extra)
 
 
 @contextmanager
-def row_engine(session: Session, layout: Layout, *, per_token: bool = False, transform: Transform | None = None) -> Iterator[RowEngine]:
+def row_engine(
+    session: Session,
+    layout: Layout,
+    *,
+    per_token: bool = False,
+    transform: Transform | None = None,
+    extra: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Iterator[RowEngine]:
     """Hooks in place for as long as the engine is used; the model is left as it was.
 
     Cost of a batch: a forward pass, the activation half of a backward pass, and for each matrix use and token
     k_O O + k_I I multiplications for the sketch. Memory: what autograd keeps, one chunk of logits, the rows. `transform` is what becomes of
-    each row's gradient before the sketch; its own page says what that adds.
+    each row's gradient before the sketch; its own page says what that adds. `extra` are further features by name, see `gradient.extra`.
     """
     wide = torch.promote_types(session.dtype, torch.float32)
     dtype = session.dtype if transform is None and session.device.type != "cpu" else wide
     make = Collector if transform is None else transform.sink
     sink = make(layout, dtype=dtype, device=session.device, per_token=per_token)
     with capturing(session.model, sink):
-        yield RowEngine(session, sink)
+        yield RowEngine(session, sink, make_features(session, extra or {}))
 
 
 def _same_width(batch: Batch) -> Batch:

@@ -78,13 +78,13 @@ def _linear(own: dict[str, str], sink: Sink, transposed: bool, module: nn.Module
         if "bias" in own:
             sink.add_vector(own["bias"], g)
 
-    return _listen(output, receive)
+    return listen(output, receive)
 
 
 def _embedding(own: dict[str, str], sink: Sink, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
     """`y = W[ids]`: dW = sum_t onehot(id_t) (x) g. The row of `padding_idx` never learns, as in torch."""
     assert isinstance(module, nn.Embedding)
-    return _listen(output, partial(_receive_embedding, own["weight"], sink, args[0], module.padding_idx))
+    return listen(output, partial(_receive_embedding, own["weight"], sink, args[0], module.padding_idx))
 
 
 def _receive_embedding(name: str, sink: Sink, ids_BT: Tensor, padding_idx: int | None, g: Tensor) -> None:
@@ -114,7 +114,7 @@ def _affine(
         if "bias" in own:
             sink.add_vector(own["bias"], _by_row(_sum_heads(g), sink))
 
-    return _listen(output, receive)
+    return listen(output, receive)
 
 
 def _multiplier(module: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -175,16 +175,16 @@ class _Watch(TorchFunctionMode):
     def _saw_linear(self, out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         for key, parameter in self.parameters.items():
             if weight is parameter:
-                return _listen(out, partial(self._received, self.own[key], x.detach()))
+                return listen(out, partial(self._received, self.own[key], x.detach()))
             if weight._base is parameter and parameter is not None and parameter.dim() == 3:
                 start = (weight.storage_offset() - parameter.storage_offset()) // parameter.shape[2]
-                return _listen(out, partial(self._received_gathered, self.own[key], x.detach(), start, self.gathered))
+                return listen(out, partial(self._received_gathered, self.own[key], x.detach(), start, self.gathered))
         return out
 
     def _saw_embedding(self, out: Tensor, ids: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
         for key, parameter in self.parameters.items():
             if weight is parameter:
-                return _listen(out, partial(_receive_embedding, self.own[key], self.sink, ids, padding_idx))
+                return listen(out, partial(_receive_embedding, self.own[key], self.sink, ids, padding_idx))
         return out
 
     def _received(self, name: str, x: Tensor, g: Tensor) -> None:
@@ -213,7 +213,8 @@ class _Anchor(torch.autograd.Function):
         return None, None
 
 
-def _listen(output: Tensor, receive: Callable[[Tensor], None]) -> Tensor:
+def listen(output: Tensor, receive: Callable[[Tensor], None]) -> Tensor:
+    """The tensor to go on with, in whose place a backward pass hands its derivative to `receive`."""
     if not torch.is_grad_enabled():
         return output
     if not output.requires_grad:

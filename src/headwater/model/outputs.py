@@ -75,19 +75,23 @@ class SessionOutputs:
         other = self.batch.alternative
         return None if other is None else SessionOutputs(self.session, other, self.tap)
 
+    def answer_positions(self) -> Tensor:
+        """[B] where the answer begins: the last prompt token, which predicts the response's first; a classifier's the one that it pools."""
+        if self.session.task == "causal-lm":
+            return self.batch.last_prompt_B
+        return torch.zeros_like(self.batch.lengths_B) if self.session.bidirectional else self.batch.lengths_B - 1
+
     @torch.no_grad()
     def representations(self) -> tuple[Tensor, Tensor]:
-        """([B, H], [B, H]) hidden state at the last prompt token, and the mean over the response tokens' own positions.
+        """([B, H], [B, H]) hidden state where the answer begins, and the mean over the response tokens' own positions.
 
-        A classifier has no response: there the first is the position that it pools, the second the mean over all tokens.
+        A classifier has no response: there the second is the mean over all tokens.
         """
         hidden = self.hidden_BTH.detach()
-        rows = torch.arange(len(hidden), device=hidden.device)
-        if self.session.task == "causal-lm":
-            return hidden[rows, self.batch.last_prompt_B], _masked_mean(hidden, self.batch.loss_mask_BT)
         inside_BT = torch.arange(hidden.shape[1], device=hidden.device) < self.batch.lengths_B[:, None]
-        pooled = torch.zeros_like(rows) if self.session.bidirectional else self.batch.lengths_B - 1
-        return hidden[rows, pooled], _masked_mean(hidden, inside_BT)
+        meant_BT = self.batch.loss_mask_BT if self.session.task == "causal-lm" else inside_BT
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return hidden[rows, self.answer_positions()], _masked_mean(hidden, meant_BT)
 
 
 def _masked_mean(hidden_BTH: Tensor, mask_BT: Tensor) -> Tensor:
