@@ -46,8 +46,7 @@ class Arnoldi:
         damping_L = reference_damping(source, self.damping, joint=True)
         start_D = random_vectors(1, source, seed=self.seed)[0]
         values_R, vectors_RD = lanczos(reference_operator(source)[1], start_D, self.steps)
-        kept = values_R[: self.rank] > 0
-        return {"damping": damping_L, "values": values_R[: self.rank][kept], "vectors": vectors_RD[: self.rank][kept]}
+        return {"damping": damping_L, "values": values_R[: self.rank], "vectors": vectors_RD[: self.rank].contiguous()}
 
     def solve(self, state: State, source: Source, b_KD: Tensor) -> Solve:
         check_width(b_KD, source.layout)

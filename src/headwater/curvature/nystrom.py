@@ -48,7 +48,7 @@ class Nystrom:
         drawn_RD = random_vectors(min(self.rank, source.layout.size), source, seed=self.seed)
         w_RD = torch.linalg.qr(drawn_RD.T).Q.T.contiguous()
         values_R, vectors_RD = nystrom_pairs(w_RD, reference_operator(source)[1](w_RD))
-        return {"damping": damping_L, "values": values_R, "vectors": vectors_RD}
+        return {"damping": damping_L, "values": values_R, "vectors": vectors_RD.contiguous()}
 
     def solve(self, state: State, source: Source, b_KD: Tensor) -> Solve:
         check_width(b_KD, source.layout)

@@ -20,10 +20,11 @@ def within(state: State, b_KD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lanczos(operator: Operator, start_D: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """(mu [R] descending, U' [R, D]) the Ritz pairs of a symmetric operator after that many steps from a vector; fewer where it is used up.
+    """(mu [R] descending, U' [R, D]) the Ritz pairs of a positive semi-definite operator after that many steps from a vector.
 
-    Lanczos with every new vector made orthogonal to all the earlier ones, twice: Arnoldi's iteration on a symmetric matrix. Cost: a
-    product with the operator a step, and 4 R^2 D multiplications.
+    Lanczos with every new vector made orthogonal to all the earlier ones, twice: Arnoldi's iteration on a symmetric matrix. It ends early
+    where the vector's subspace is used up; values that are no more than rounding are left out. Cost: a product with the operator a step,
+    and 4 R^2 D multiplications.
     """
     basis_RD = torch.zeros(min(steps, len(start_D)), len(start_D), dtype=start_D.dtype, device=start_D.device)
     products_RR = torch.zeros(len(basis_RD), len(basis_RD), dtype=start_D.dtype, device=start_D.device)
@@ -39,7 +40,8 @@ def lanczos(operator: Operator, start_D: Tensor, steps: int) -> tuple[Tensor, Te
         next_D = next_D / next_D.norm()
     upper_RR = torch.triu(products_RR[:n, :n])
     values_R, turns_RR = torch.linalg.eigh((upper_RR + torch.triu(upper_RR, 1).T).double())
-    return values_R.flip(0).to(start_D), turns_RR.flip(1).T.to(start_D) @ basis_RD[:n]
+    kept_R = values_R > _rounding(start_D) * values_R.abs().max()
+    return values_R[kept_R].flip(0).to(start_D), turns_RR[:, kept_R].flip(1).T.to(start_D) @ basis_RD[:n]
 
 
 def _orthogonal(x_D: Tensor, basis_RD: Tensor) -> Tensor:
