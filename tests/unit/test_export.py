@@ -142,3 +142,26 @@ def test_which_trace(run: Path) -> None:
     shutil.rmtree(run / "scores")
     with pytest.raises(UsageError, match="nothing was traced"):
         newest_trace(run)
+
+
+def test_scores_by_group(run: Path, tmp_path: Path) -> None:
+    """Of what predicts a change; what only ranks is left out, or refused where it is asked for."""
+    path = tmp_path / "groups.csv"
+    assert export(run, run / "scores" / "trace-1", path, format="csv", by="source") == 2
+    table = pd.read_csv(path)
+    assert table["method"].tolist() == ["grad_dot"] * 2
+    assert table.set_index("query")["score"].to_dict() == pytest.approx({"q0": 0.1, "q1": 1.1})
+    assert table["n_rows"].tolist() == [4, 4]
+    assert table["n_unscored"].tolist() == [0, 0]
+    assert table["standard_error"].isna().all()
+    with pytest.raises(UsageError, match="lexical only ranks"):
+        export(run, run / "scores" / "trace-1", path, format="csv", by="source", method="lexical")
+    with pytest.raises(UsageError, match="give one of --exclude and --by"):
+        export(run, run / "scores" / "trace-1", path, format="csv", by="source", method="grad_dot", exclude=1)
+
+
+def test_scores_by_group_of_a_trace_that_only_ranks(run: Path, tmp_path: Path) -> None:
+    folder = run / "scores" / "trace-1"
+    write_json(folder / "trace.json", {"methods": [{"name": "lexical", "unit": None, "provenance": {}}]})
+    with pytest.raises(UsageError, match="no method of this trace predicts a change"):
+        export(run, folder, tmp_path / "groups.csv", format="csv", by="source")

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from headwater.rank.groups import jaccard, near_duplicates, shingles
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headwater.rank.groups import clusters, jaccard, near_duplicates, shingles
 
 LONG = "the quick brown fox jumps over the lazy dog near the old river bank at dawn today"
 
@@ -50,3 +54,23 @@ def test_short_and_empty_texts() -> None:
         "d": ["c"],
     }
     assert near_duplicates([], [], []) == {}
+
+
+TEXTS = st.lists(st.sampled_from("abcd"), max_size=9).map(" ".join)
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=12), st.sampled_from([0.3, 0.5, 0.8, 1.0]))
+def test_clusters_are_those_of_all_pairs_compared(texts: list[str], alike: float) -> None:
+    """The sets that are compared are chosen; the answer is that of comparing all."""
+    sets = [shingles(text) for text in texts]
+    near = np.eye(len(texts), dtype=int) + np.array([[jaccard(a, b) >= alike for b in sets] for a in sets], dtype=int)
+    reached = np.linalg.matrix_power(near, len(texts)) > 0
+    found = np.array(clusters([""] * len(texts), texts, alike=alike))
+    assert np.array_equal(found[:, None] == found[None], reached)
+
+
+def test_many_copies_of_one_row_are_clustered_without_comparing_them_all() -> None:
+    texts = [LONG] * 20_000 + [LONG.replace("today", "tonight")] + ["something else entirely, said once"]
+    found = clusters([""] * len(texts), texts)
+    assert len(set(found[:-1])) == 1
+    assert found[-1] != found[0]

@@ -11,6 +11,7 @@ import safetensors.torch
 from headwater.index.atomic import write_atomically
 from headwater.index.read import StoredIndex
 from headwater.index.spec import read_spec
+from headwater.rank.by_group import adds_up, group_scores
 from headwater.types import IntegrityError, Scores, UsageError
 
 if TYPE_CHECKING:
@@ -41,11 +42,21 @@ def read_scores(folder: Path) -> dict[str, Scores]:
         ) from error
 
 
-def export(run: Path, folder: Path, path: Path, *, format: Format, method: str | None = None, exclude: int | None = None) -> int:
-    """Write scores (all methods, or one), or with `exclude` the rows that stand among the first so many of any query.
+def export(
+    run: Path,
+    folder: Path,
+    path: Path,
+    *,
+    format: Format,
+    method: str | None = None,
+    exclude: int | None = None,
+    by: str | None = None,
+) -> int:
+    """Write scores (all methods, or one); with `exclude` the rows that stand among the first so many of any query; with `by` group scores.
 
     Scores: query, id, source, row, method, score, unit. Exclude list: id, source, row, best rank and the query it was found for, ready for
-    `dataset.filter(lambda _, i: i not in rows, with_indices=True)` or a filter on ids. Returns the number of lines written.
+    `dataset.filter(lambda _, i: i not in rows, with_indices=True)` or a filter on ids. Group scores: see `by_group.group_scores`; without a
+    method, those of every method of the trace that predicts a change. Returns the number of lines written.
     """
     scores = read_scores(folder)
     if method is not None and method not in scores:
@@ -54,11 +65,26 @@ def export(run: Path, folder: Path, path: Path, *, format: Format, method: str |
         raise UsageError("an exclude list is of one method: name it with --method")
     if exclude is not None and exclude < 1:
         raise UsageError(f"exclude is {exclude}, expected at least 1: how many of a query's first rows to leave out")
+    if exclude is not None and by is not None:
+        raise UsageError("an exclude list names rows, group scores do not: give one of --exclude and --by")
     chosen = list(scores.values()) if method is None else [scores[method]]
-    where = _places(run)
-    frame = _excluded(chosen[0], exclude, where) if exclude is not None else _all(chosen, where)
+    if by is not None:
+        frame = _by_group(run, chosen if method is not None else [one for one in chosen if adds_up(one)], by)
+    else:
+        where = _places(run)
+        frame = _excluded(chosen[0], exclude, where) if exclude is not None else _all(chosen, where)
     write_atomically(path, lambda file: _write(frame, file, format))
     return len(frame)
+
+
+def _by_group(run: Path, scores: list[Scores], by: str) -> pd.DataFrame:
+    """The error of a sum is not among the files of a trace: it stays empty."""
+    import pandas as pd
+
+    if not scores:
+        raise UsageError("no method of this trace predicts a change, and what only ranks has no sums: trace with grad_dot or an influence")
+    index = StoredIndex.open(run)
+    return pd.concat([group_scores(one, index, by=by).to_pandas() for one in scores], ignore_index=True)
 
 
 def _places(run: Path) -> pd.DataFrame:

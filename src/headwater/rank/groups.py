@@ -1,8 +1,10 @@
-"""Near-duplicates among the rows of an answer: fifty copies of one row are one piece of evidence."""
+"""Near-duplicates: fifty copies of one row are one piece of evidence."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -11,22 +13,34 @@ from scipy.sparse.csgraph import connected_components
 ALIKE = 0.8  # Jaccard similarity of shingles from which two texts count as one
 SHINGLE_WORDS = 3
 
+Shingles = frozenset[tuple[str, ...]]
+
 
 def near_duplicates(ids: Sequence[str], groups: Sequence[str], texts: Sequence[str], *, alike: float = ALIKE) -> dict[str, list[str]]:
-    """{id: the ids of the other rows of its cluster, in the order given}, for every id.
+    """{id: the ids of the other rows of its cluster, in the order given}, for every id. See `clusters`."""
+    labels = clusters(groups, texts, alike=alike)
+    members: dict[int, list[str]] = {}
+    for row_id, label in zip(ids, labels, strict=True):
+        members.setdefault(label, []).append(row_id)
+    return {row_id: [other for other in members[label] if other != row_id] for row_id, label in zip(ids, labels, strict=True)}
+
+
+def clusters(groups: Sequence[str], texts: Sequence[str], *, alike: float = ALIKE) -> list[int]:
+    """[N] which cluster each row is in.
 
     Two rows are near-duplicates where their group is the same (text equal but for case and white space), or their sets of three-word
-    shingles overlap by a Jaccard similarity of at least `alike`; a cluster is what such pairs connect. Cost: all pairs, K^2 set
-    intersections, so it is for the rows of an answer, not for a corpus.
+    shingles overlap by a Jaccard similarity of at least `alike`; a cluster is what such pairs connect. Exact. Only sets that share one of
+    their rarest shingles are compared, since two sets that alike must (Bayardo et al. 2007, prefix filtering): close to linear in the
+    corpus where texts differ.
     """
-    clusters = _clusters(groups, [shingles(text) for text in texts], alike)
-    members: dict[int, list[str]] = {}
-    for row_id, cluster in zip(ids, clusters, strict=True):
-        members.setdefault(cluster, []).append(row_id)
-    return {row_id: [other for other in members[cluster] if other != row_id] for row_id, cluster in zip(ids, clusters, strict=True)}
+    shingled = [shingles(text) for text in texts]
+    pairs = [*_equal(groups), *_equal(shingled), *_alike(shingled, alike)]
+    rows, columns = np.array(pairs).T if pairs else (np.empty(0, int), np.empty(0, int))
+    graph = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(len(groups), len(groups)))
+    return connected_components(graph, directed=False)[1].tolist() if len(groups) else []
 
 
-def shingles(text: str) -> frozenset[tuple[str, ...]]:
+def shingles(text: str) -> Shingles:
     """Every run of three words, in lower case; a shorter text is one run. None of an empty text."""
     words = text.lower().split()
     if len(words) <= SHINGLE_WORDS:
@@ -34,21 +48,33 @@ def shingles(text: str) -> frozenset[tuple[str, ...]]:
     return frozenset(zip(*(words[start:] for start in range(SHINGLE_WORDS)), strict=False))
 
 
-def jaccard(a: frozenset[tuple[str, ...]], b: frozenset[tuple[str, ...]]) -> float:
+def jaccard(a: Shingles, b: Shingles) -> float:
     """Shared over all; 0 where there is nothing."""
     return len(a & b) / len(a | b) if a or b else 0.0
 
 
-def _clusters(groups: Sequence[str], shingled: Sequence[frozenset[tuple[str, ...]]], alike: float) -> list[int]:
-    pairs = [
-        (i, j) for j in range(len(groups)) for i in range(j) if _same(groups[i], groups[j]) or jaccard(shingled[i], shingled[j]) >= alike
-    ]
-    if not pairs:
-        return list(range(len(groups)))
-    rows, columns = np.array(pairs).T
-    graph = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(len(groups), len(groups)))
-    return connected_components(graph, directed=False)[1].tolist()
+def _equal(keys: Sequence[str] | Sequence[Shingles]) -> Iterator[tuple[int, int]]:
+    """(first row with that key, row) of every further row with it; an empty key is like no other."""
+    first: dict[str | Shingles, int] = {}
+    for i, key in enumerate(keys):
+        if key and first.setdefault(key, i) != i:
+            yield first[key], i
 
 
-def _same(a: str, b: str) -> bool:
-    return bool(a) and a == b
+def _alike(shingled: Sequence[Shingles], alike: float) -> Iterator[tuple[int, int]]:
+    """Pairs of unequal sets that are near-duplicates."""
+    distinct = {one: i for i, one in reversed(list(enumerate(shingled))) if one}  # the first row of each
+    frequency = Counter(shingle for one in distinct for shingle in one)
+    holders: dict[tuple[str, ...], list[Shingles]] = defaultdict(list)
+    for one, i in distinct.items():
+        rarest = sorted(one, key=lambda shingle: (frequency[shingle], shingle))[: _prefix(len(one), alike)]
+        for other in {other for shingle in rarest for other in holders[shingle]}:
+            if jaccard(one, other) >= alike:
+                yield distinct[other], i
+        for shingle in rarest:
+            holders[shingle].append(one)
+
+
+def _prefix(n: int, alike: float) -> int:
+    """How many of a set's shingles one must look at: two sets this alike cannot differ in all of them."""
+    return n - math.ceil(alike * n - 1e-9) + 1
