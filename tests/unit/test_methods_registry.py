@@ -14,6 +14,7 @@ from headwater.methods import GradDot, Lexical, get, names, register, table
 from headwater.types import Method, UsageError
 
 BUILT_IN = ["grad_dot", "grad_cos", "repsim", "repsim_response", "lexical", "embedding", "length", "loss", "random"]
+BUILT_IN += ["relatif", "self_influence", "tracin", "less", "trak", "trackstar", "dda", "rept"]
 
 
 @pytest.fixture
@@ -93,6 +94,7 @@ def test_the_table_says_what_needs_what() -> None:
     lines = {line["name"]: line for line in table()}
     assert lines["grad_dot"]["needs"] == ["gradient"]
     assert lines["lexical"]["needs"] == ["prompt", "response"]
+    assert lines["dda"]["needs"] == ["gradient", "members:base"]
     assert (lines["grad_dot"]["unit"], lines["grad_cos"]["unit"]) == ("nats", None)
     assert all(set(line) == {"name", "unit", "needs", "cost", "reference", "summary"} for line in lines.values())
     assert all(line["summary"] and line["cost"] and line["reference"] for line in lines.values())

@@ -8,30 +8,49 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
+from headwater import curvature
+from headwater.methods.by_curvature import InfluenceBy
+from headwater.methods.dda import DDA
 from headwater.methods.embedding import Embedding
 from headwater.methods.grad_cos import GradCos
 from headwater.methods.grad_dot import GradDot
 from headwater.methods.length import Length
+from headwater.methods.less import Less
 from headwater.methods.lexical import Lexical
 from headwater.methods.loss import Loss
 from headwater.methods.random import Random
+from headwater.methods.relatif import RelatIF
 from headwater.methods.repsim import RepSim
 from headwater.methods.repsim_response import RepSimResponse
+from headwater.methods.rept import RepT
+from headwater.methods.self_influence import SelfInfluence
+from headwater.methods.tracin import TracIn
+from headwater.methods.trackstar import TrackStar
+from headwater.methods.trak import Trak
 from headwater.types import Method, UsageError
 
 __all__ = [
+    "DDA",
     "Embedding",
     "GradCos",
     "GradDot",
     "Length",
+    "Less",
     "Lexical",
     "Loss",
     "Random",
+    "RelatIF",
     "RepSim",
     "RepSimResponse",
+    "RepT",
+    "SelfInfluence",
+    "TracIn",
+    "TrackStar",
+    "Trak",
     "get",
     "names",
     "register",
@@ -42,7 +61,7 @@ GROUP = "headwater.methods"
 
 AnyMethod = TypeVar("AnyMethod", bound=type[Any])
 
-_methods: dict[str, type[Any]] = {}
+_methods: dict[str, Callable[..., Any]] = {}
 
 
 def register(method_class: AnyMethod) -> AnyMethod:
@@ -58,6 +77,11 @@ def register(method_class: AnyMethod) -> AnyMethod:
 
 for _method in (GradDot, GradCos, RepSim, RepSimResponse, Lexical, Embedding, Length, Loss, Random):
     register(_method)
+for _method in (RelatIF, SelfInfluence, TracIn, Less, Trak, TrackStar, DDA, RepT):
+    register(_method)
+for _name in curvature.names():
+    if _name != "identity":  # grad_dot is influence with it
+        _methods[_name] = InfluenceBy(_name)
 
 
 def names() -> list[str]:
@@ -84,7 +108,7 @@ def _declared() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
-def _find(name: str) -> type[Any]:
+def _find(name: str) -> Callable[..., Any]:
     if name in _methods:
         return _methods[name]
     if name in _declared():
@@ -103,7 +127,7 @@ def _load(point: EntryPoint) -> type[Any]:
         raise UsageError(f"method {point.name!r} of package {package!r} cannot be loaded ({type(error).__name__}: {error})") from error
 
 
-def _options(method_class: type[Any]) -> str:
+def _options(method_class: Callable[..., Any]) -> str:
     parameters = inspect.signature(method_class).parameters.values()
     return ", ".join(f"{p.name} (required)" if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters) or "none"
 
@@ -111,9 +135,15 @@ def _options(method_class: type[Any]) -> str:
 def _line(name: str) -> dict[str, Any]:
     empty = {"name": name, "unit": None, "needs": [], "cost": "", "reference": ""}
     try:
-        method_class = _find(name)
+        method = _sample(_find(name))
     except UsageError as error:
         return {**empty, "summary": str(error)}
-    needs = sorted(method_class.requires | getattr(method_class, "columns", frozenset()))
-    texts = {key: getattr(method_class, key, "") for key in ("cost", "reference", "summary")}
-    return {**empty, "unit": method_class.unit, "needs": needs, **texts}
+    needs = sorted(method.requires | getattr(method, "columns", frozenset()))
+    texts = {key: getattr(method, key, "") for key in ("cost", "reference", "summary")}
+    return {**empty, "unit": method.unit, "needs": needs, **texts}
+
+
+def _sample(method_class: Callable[..., Any]) -> Any:
+    """The method with its defaults, since what it needs may follow from its options; the class itself where an option has no default."""
+    parameters = inspect.signature(method_class).parameters.values()
+    return method_class if any(p.default is p.empty for p in parameters) else method_class()
