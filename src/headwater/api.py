@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 from headwater.corpus import query as encode_query
 from headwater.corpus import read_queries, read_rows
 from headwater.index.atomic import read_json
-from headwater.index.build import IN_MEMORY, build_index, encoding, open_session
+from headwater.index.build import IN_MEMORY, encoding, open_session
+from headwater.index.member_files import read_members
 from headwater.index.read import StoredIndex
+from headwater.index.run import build_index
 from headwater.model.session import Session
 from headwater.rank.export import newest_trace, read_scores
 from headwater.rank.trace import trace_queries
 from headwater.recipe import DEFAULT_METHODS, IndexRecipe, TraceRecipe
+from headwater.training.folder import TrainerFolder
 from headwater.types import DataError, Measure, Scores, UsageError
 
 if TYPE_CHECKING:
@@ -127,6 +130,13 @@ class Run:
         """run.json. Raises IntegrityError where it is missing or damaged."""
         return read_json(self.path / "run.json", way_out="Run the same `headwater index` command again: it writes what is missing.")
 
+    def members(self) -> pd.DataFrame:
+        """The further indexes of the rows: name, role, step, learning_rate, rows, and notes on where they come from."""
+        import pandas as pd
+
+        names = ("name", "role", "step", "learning_rate", "is_main", "notes")
+        return pd.DataFrame([{name: getattr(record, name) for name in names} for record in read_members(self.path)], columns=list(names))
+
     def traces(self) -> list[Trace]:
         """Every trace of this run, by name."""
         folders = sorted(path.parent for path in (self.path / "scores").glob("*/trace.json"))
@@ -163,15 +173,32 @@ def load(run: str | Path) -> Run:
     return opened
 
 
-def index(model: str | Path | Session, data: Any, out: str | Path, *, append: bool = False, **options: Any) -> Run:
+def index(
+    model: str | Path | Session | None = None,
+    data: Any = None,
+    out: str | Path | None = None,
+    *,
+    from_run: str | Path | None = None,
+    append: bool = False,
+    **options: Any,
+) -> Run:
     """Index training data: `index("out/model", "train.jsonl", "run", **{"sketch.rank": 32})`.
 
-    `model` is a folder, a hub id or a `Session`; `data` a path, a hub id, a `datasets.Dataset` or a list of dicts. Options are the recipe's
-    by dotted name, dots or double underscores (`sketch__rank=32`). An interrupted call goes on where it stopped. See `build_index`.
+    `model` is a folder, a hub id or a `Session`; `data` a path, a hub id, a `datasets.Dataset` or a list of dicts. `from_run` is the output
+    folder of a Hugging Face Trainer: its final model where `model` is not given, and its checkpoints as members (others by
+    `members__roles=["adam"]`). Options are the recipe's by dotted name, dots or double underscores (`sketch__rank=32`). An interrupted call
+    goes on where it stopped. See `build_index`.
     """
+    if data is None or out is None:
+        raise UsageError(f"index(model, data, out) got no {'data' if data is None else 'out'}: name the rows, and the folder to write")
+    if from_run is not None:
+        model = model or TrainerFolder.open(from_run).final
+        options["members.from_run"] = str(from_run)
     session = model if isinstance(model, Session) else None
     in_memory = None if isinstance(data, str | Path) else data
-    flags: dict[str, Any] = {"model.path": str(model), "data.source": str(data) if in_memory is None else IN_MEMORY}
+    flags: dict[str, Any] = {"model.path": None if model is None else str(model), "data.source": IN_MEMORY}
+    if in_memory is None:
+        flags["data.source"] = str(data)
     if session is not None:
         facts = {name: session.describe().get(name) for name in ("revision", "adapter", "dtype", "task")}
         flags |= {"model.path": session.name, "model.merge": session.facts.get("merged"), **{f"model.{k}": v for k, v in facts.items()}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -48,6 +49,17 @@ Rank = Annotated[int | None, typer.Option("--sketch-rank", help="Numbers kept on
 Seed = Annotated[int | None, typer.Option("--sketch-seed", help="Seed of the sketch.")]
 StoreDtype = Annotated[str | None, typer.Option("--store", help="bfloat16 (default), float32 or int8: the stored rows'.")]
 ShardRows = Annotated[int | None, typer.Option("--shard-rows", help="Rows of a shard (default 512): what a crash can cost.")]
+FromRun = Annotated[
+    Path | None,
+    typer.Option("--from-run", help="Output folder of a Hugging Face Trainer: its final model, and members from its checkpoints."),
+]
+Members = Annotated[
+    list[str] | None,
+    typer.Option("--members", help="checkpoint (default with --from-run), base, seed, adam, second_moment; commas or repeated."),
+]
+Base = Annotated[str | None, typer.Option("--base", help="The model before fine-tuning, for --members base.")]
+Seeds = Annotated[list[str] | None, typer.Option("--sketch-seeds", help="For --members seed: one member for each; commas or repeated.")]
+SeedModels = Annotated[list[str] | None, typer.Option("--seed-model", help="A model of another training run for each of --sketch-seeds.")]
 Tokens = Annotated[int | None, typer.Option("--token-budget", help="Tokens of a batch, padding included (default 1024).")]
 
 
@@ -82,21 +94,26 @@ def index(
     max_length: MaxLength = None, revision: Revision = None, adapter: Adapter = None, merge: Merge = None, dtype: Dtype = None,
     task: Task = None, device: Device = None, include: Include = None, exclude: Exclude = None, sketch_rank: Rank = None,
     sketch_seed: Seed = None, store: StoreDtype = None, shard_rows: ShardRows = None, token_budget: Tokens = None,
+    from_run: FromRun = None, members: Members = None, base: Base = None, sketch_seeds: Seeds = None, seed_model: SeedModels = None,
     config: Config = None, override: Override = None, json_: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Index a corpus: one pass over the rows, resumed where an earlier call stopped."""
     recipe = _index_recipe(ctx)
-    from headwater.index.build import build_index
+    from headwater.index.member_files import read_members
     from headwater.index.plan import size_text
+    from headwater.index.run import build_index
 
     with _progress(quiet):
         stored = build_index(recipe, out, append=append)
     n_bytes = sum(path.stat().st_size for path in (out / "index" / "shards").iterdir())
+    made = [record.to_json() for record in read_members(out)]
     if json_:
-        _print_json({"run": str(out), "rows": len(stored), "bad": stored.n_bad, "numbers_per_row": stored.layout.size, "bytes": n_bytes})
+        facts = {"rows": len(stored), "bad": stored.n_bad, "numbers_per_row": stored.layout.size, "bytes": n_bytes, "members": made}
+        _print_json({"run": str(out), **facts})
         return
     bad = f", {stored.n_bad} of them bad (gradient not finite: never ranked)" if stored.n_bad else ""
     typer.echo(f"{out}: {len(stored):,} rows{bad}, {stored.layout.size:,} numbers a row, {size_text(n_bytes)}")
+    _show_members(made)
     typer.echo(f"next: headwater trace {out} --prompt '...' --response '...'")
 
 
@@ -107,6 +124,7 @@ def plan(
     max_length: MaxLength = None, revision: Revision = None, adapter: Adapter = None, merge: Merge = None, dtype: Dtype = None,
     task: Task = None, device: Device = None, include: Include = None, exclude: Exclude = None, sketch_rank: Rank = None,
     sketch_seed: Seed = None, store: StoreDtype = None, shard_rows: ShardRows = None, token_budget: Tokens = None,
+    from_run: FromRun = None, members: Members = None, base: Base = None, sketch_seeds: Seeds = None, seed_model: SeedModels = None,
     config: Config = None, override: Override = None, json_: Json = False, quiet: Quiet = False,
 ) -> None:  # fmt: skip
     """Parameters in scope, disk, memory and time of an index, from a pilot of 20 rows. Writes nothing."""
@@ -129,6 +147,12 @@ def plan(
     )
     typer.echo(f"memory      {size_text(forecast.memory_bytes)}")
     typer.echo(f"time        {time_text(forecast.seconds)} (pilot: {forecast.pilot_rows} rows in {forecast.pilot_seconds:.2f} s)")
+    if forecast.members:
+        all_bytes, all_seconds = forecast.disk_bytes_with_members, forecast.seconds_with_members
+        typer.echo(
+            f"members     {len(forecast.members)}; with them {size_text(all_bytes)} and {time_text(all_seconds)}, at the main index's pace"
+        )
+        _show_members(forecast.members)
 
 
 @app.command()
@@ -320,6 +344,8 @@ FLAGS = {
     "limit": "data.limit", "loss_on": "data.loss_on", "chat_template": "data.chat_template", "max_length": "data.max_length",
     "include": "scope.include", "exclude": "scope.exclude", "sketch_rank": "sketch.rank", "sketch_seed": "sketch.seed",
     "store": "store.dtype", "shard_rows": "store.shard_rows", "token_budget": "engine.token_budget",
+    "from_run": "members.from_run", "members": "members.roles", "base": "members.base", "sketch_seeds": "members.sketch_seeds",
+    "seed_model": "members.seed_models",
 }  # fmt: skip
 
 
@@ -328,8 +354,22 @@ def _index_recipe(ctx: typer.Context) -> IndexRecipe:
     from headwater.recipe import IndexRecipe
 
     given = {name: None if value in ((), []) else value for name, value in ctx.params.items()}  # typer: no --include is an empty tuple
+    if given["from_run"] is not None:
+        given |= _from_run(given)
+    for name in ("members", "sketch_seeds"):
+        given[name] = [part for value in given[name] or () for part in value.split(",")] or None
     flags = {option: given[flag] for flag, option in FLAGS.items()}
     return IndexRecipe.build(config=given["config"], flags=flags, overrides=given["override"] or [])
+
+
+def _from_run(given: Mapping[str, Any]) -> dict[str, Any]:
+    """With --from-run a single argument is the data, and the model is the final one of the training."""
+    if given["model"] is not None and given["data"] is not None:
+        return {"from_run": str(given["from_run"])}
+    from headwater.training.folder import TrainerFolder
+
+    final = TrainerFolder.open(given["from_run"]).final
+    return {"from_run": str(given["from_run"]), "data": given["data"] or given["model"], "model": str(final)}
 
 
 def _trace_recipe(config: Path | None, flags: dict[str, Any], override: list[str] | None, *, encoder: str | None) -> TraceRecipe:
@@ -349,6 +389,12 @@ def _query_of(prompt: str | None, response: str | None, alternative: str | None,
     if given and (prompt is None or (response is None and label is None)):
         _usage(f"the query has {' and '.join(given)} only: give --prompt and --response (a classifier: --prompt and --label)")
     return [given] if given else None
+
+
+def _show_members(members: Sequence[Mapping[str, Any]]) -> None:
+    for member in members:
+        same = "; its model is the main index's, whose rows stand for it" if member["is_main"] else ""
+        typer.echo(f"            {member['name']} ({member['role']}): {'; '.join(member['notes'])}{same}")
 
 
 def _usage(message: str) -> NoReturn:

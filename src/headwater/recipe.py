@@ -36,6 +36,7 @@ class ModelOptions(_Options):
     revision: str | None = Field(default=None, description="commit, tag or branch of a hub id")
     adapter: Place | None = Field(default=None, description="a PEFT adapter on top of it")
     merge: bool = Field(default=False, description="fold the adapter into the weights, and explain those")
+    zero_adapter: bool = Field(default=False, description="set a LoRA's B to zero: the base model, in the adapter's directions")
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     task: Literal["causal-lm", "sequence-classification"] | None = Field(
         default=None, description="read from the model's config where not given"
@@ -73,6 +74,48 @@ class StoreOptions(_Options):
 
 class EngineOptions(_Options):
     token_budget: int = Field(default=1024, ge=1, description="tokens of a batch, padding included")
+
+
+class TransformOptions(_Options):
+    kind: Literal["none", "adam", "second_moment"] = Field(default="none", description="what becomes of a row's gradient before the sketch")
+    optimizer: Place | None = Field(default=None, description="the checkpoint folder whose optimizer state it takes")
+
+    @field_validator("optimizer")
+    @classmethod
+    def _where_needed(cls, optimizer: str | None, info: ValidationInfo) -> str | None:
+        if (optimizer is None) != (info.data.get("kind") == "none"):
+            raise ValueError("expected a checkpoint folder with an optimizer's state for adam and second_moment, and null for none")
+        return optimizer
+
+
+Role = Literal["checkpoint", "base", "seed", "adam", "second_moment"]
+
+
+class MemberOptions(_Options):
+    """Further indexes of the same rows. See `types.MemberRole`."""
+
+    from_run: Place | None = Field(default=None, description="the folder that a Hugging Face Trainer wrote")
+    base: Place | None = Field(default=None, description="the model before fine-tuning")
+    sketch_seeds: tuple[int, ...] = Field(default=(), description="one seed member for each")
+    seed_models: tuple[Place, ...] = Field(default=(), description="models of other training runs, one for each of the sketch seeds")
+    roles: tuple[Role, ...] | None = Field(default=None, description="the checkpoints of from_run where not given")
+
+    @field_validator("roles")
+    @classmethod
+    def _what_they_need(cls, roles: tuple[Role, ...] | None, info: ValidationInfo) -> tuple[Role, ...]:
+        given = info.data
+        if roles is None:
+            roles = ("checkpoint",) if given.get("from_run") else ()
+        of_training = [role for role in roles if role in ("checkpoint", "adam", "second_moment")]
+        if of_training and not given.get("from_run"):
+            raise ValueError(f"{', '.join(of_training)} members are made from the output folder of a Trainer: give it (--from-run)")
+        if ("seed" in roles) != bool(given.get("sketch_seeds")):
+            raise ValueError("seed members and sketch_seeds belong together (--members seed --sketch-seeds 1,2): got one without the other")
+        if given.get("seed_models") and len(given["seed_models"]) != len(given.get("sketch_seeds", ())):
+            raise ValueError("seed_models are of as many runs as there are sketch_seeds: each member has a model and a seed of its own")
+        if given.get("base") and "base" not in roles:
+            raise ValueError("a base model is given and no base member asked for: expected base among them (--members base)")
+        return tuple(dict.fromkeys(roles))
 
 
 class _Recipe(_Options):
@@ -131,6 +174,8 @@ class IndexRecipe(_Recipe):
     sketch: SketchOptions = SketchOptions()
     store: StoreOptions = StoreOptions()
     engine: EngineOptions = EngineOptions()
+    transform: TransformOptions = TransformOptions()
+    members: MemberOptions = MemberOptions()
 
 
 class TraceRecipe(_Recipe):

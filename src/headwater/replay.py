@@ -9,8 +9,9 @@ from typing import Any
 
 from headwater.corpus import read_queries
 from headwater.index.atomic import read_json, write_atomically
-from headwater.index.build import IN_MEMORY, build_index, encoding, environment, open_session
+from headwater.index.build import IN_MEMORY, encoding, environment, index_corpus, open_corpus, open_session
 from headwater.index.files import folder
+from headwater.index.member_files import member_home, read_members, write_member
 from headwater.index.read import StoredIndex
 from headwater.model import measures
 from headwater.model.session import Session
@@ -43,7 +44,7 @@ class Replay:
 
 
 def replay(run: Path, out: Path) -> Replay:
-    """Index and trace again into `out` as run.json, run-2.json, ... and the traces say; compare bytes.
+    """Index and trace again into `out` as run.json, run-2.json, ... and the traces say, members as their own run.json; compare bytes.
 
     Raises UsageError where the data was given in memory and cannot be read again, or `out` is the run itself, and IntegrityError where the
     model is another by now.
@@ -55,16 +56,33 @@ def replay(run: Path, out: Path) -> Replay:
     if any(record["recipe"]["data"]["source"] == IN_MEMORY for record in records):
         raise UsageError(f"{run} was made from data in memory: save it to a file and index that, to be able to replay")
     session = open_session(indexed.model)
-    if session.fingerprint != records[0]["model_fingerprint"]:
-        raise IntegrityError(
-            f"the model {session.name} has other weights than when {run} was made: a replay would not repeat it. "
-            "Put the weights of that time back, or index again."
-        )
-    for record in records:
-        build_index(IndexRecipe.parse(record["recipe"]), out, session=session, append=record["append"])
+    _index_again(run, out, session)
     _copy_tombstones(run, out)
     skipped = _trace_again(run, out, indexed, session)
     return _compare(run, out, records[0], skipped)
+
+
+def _index_again(run: Path, out: Path, main: Session) -> None:
+    """The main index from its records; then each member from its own, as the run that it is."""
+    _index_one(run, out, main)
+    for record in read_members(run):
+        write_member(out, record)
+        if not record.is_main:
+            home = member_home(run, record.name)
+            options = IndexRecipe.parse(_records(home)[0]["recipe"]).model
+            _index_one(home, member_home(out, record.name), open_session(options, tokenizer=main.tokenizer))
+
+
+def _index_one(run: Path, out: Path, session: Session) -> None:
+    for record in _records(run):
+        if session.fingerprint != record["model_fingerprint"]:
+            raise IntegrityError(
+                f"the model {session.adapter or session.name} has other weights than when {run} was made: a replay would not repeat it. "
+                "Put the weights of that time back, or index again."
+            )
+        recipe = IndexRecipe.parse(record["recipe"])
+        corpus = open_corpus(recipe.data, session)
+        index_corpus(recipe, out, session=session, corpus=corpus, append=record["append"])
 
 
 def _records(run: Path) -> list[dict[str, Any]]:
@@ -100,7 +118,8 @@ def _trace_again(run: Path, out: Path, indexed: IndexRecipe, session: Session) -
 
 
 def _compare(run: Path, out: Path, record: dict[str, Any], skipped: dict[str, str]) -> Replay:
-    shards = sorted(path for path in folder(run, "shards").glob("*") if not path.name.startswith("."))
+    homes = [run, *(member_home(run, member.name) for member in read_members(run) if not member.is_main)]
+    shards = [path for home in homes for path in sorted(folder(home, "shards").glob("[!.]*"))]
     scores = [path for path in sorted((run / "scores").glob("*/*.safetensors")) if path.parent.name not in skipped]
     different = [str(path.relative_to(run)) for path in (*shards, *scores) if not _same(path, out / path.relative_to(run))]
     before, now = record["environment"], environment()

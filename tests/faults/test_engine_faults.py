@@ -18,6 +18,7 @@ from torch import Tensor
 
 from headwater.index import build
 from headwater.index.read import StoredIndex
+from headwater.index.run import build_index
 from headwater.model import measures
 from headwater.model.outputs import SessionOutputs
 from headwater.model.session import Session, load_session
@@ -36,7 +37,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
 def indexed(session: Session, run: Path) -> StoredIndex:
     """Whole gradients in float32, three rows a shard, several rows of unlike lengths a batch."""
     flags = {"model.path": session.name, "data.source": build.IN_MEMORY, "sketch.whole_below": 10**9, "store.dtype": "float32"}
-    return build.build_index(IndexRecipe.build(flags={**flags, "store.shard_rows": 3}), run, session=session, data=SOME)
+    return build_index(IndexRecipe.build(flags={**flags, "store.shard_rows": 3}), run, session=session, data=SOME)
 
 
 def witness(session: Session, index: StoredIndex) -> None:

@@ -17,8 +17,9 @@ from headwater.gradient.capture import Collector
 from headwater.gradient.factors import FactorSink
 from headwater.gradient.sites import Sink
 from headwater.gradient.sketch import sides
+from headwater.model import measures
 from headwater.training.optimizer import AdamState
-from headwater.types import Block, Factors, Layout, LayoutMismatch, UsageError
+from headwater.types import Block, Factors, Layout, LayoutMismatch, Measure, UsageError
 
 
 class RowSink(Sink, Protocol):
@@ -34,7 +35,10 @@ class RowSink(Sink, Protocol):
 
 
 class Transform(Protocol):
-    """One way to change gradients before the sketch, bound to one model's parameters."""
+    """One way to change gradients before the sketch, bound to one model's parameters. `loss` is whose gradients they are."""
+
+    @property
+    def loss(self) -> Measure: ...
 
     def sink(self, layout: Layout, *, dtype: torch.dtype, device: torch.device, per_token: bool = False) -> RowSink:
         """What the sites of that model fill. Raises LayoutMismatch where the layout has blocks that the transform knows nothing of."""
@@ -58,6 +62,8 @@ class SecondMoment:
     """
 
     state: AdamState
+
+    loss = measures.LOSS
 
     def sink(self, layout: Layout, *, dtype: torch.dtype, device: torch.device, per_token: bool = False) -> Collector:
         check_blocks(self.state, layout)
@@ -91,10 +97,13 @@ class AdamUpdate:
 
     (Kingma and Ba 2015, algorithm 1; Xia et al. 2024, section 3, call it Gamma). It moves against Gamma, as it does against a gradient.
     Elementwise, so each row's gradient of a block is formed whole: O I numbers a row, for one block at a time, and B T O I multiplications;
-    the factors of a batch are kept until its backward pass is over.
+    the factors of a batch are kept until its backward pass is over. g is the gradient of the row's *mean* loss over its targets, as in
+    a Trainer's batch of this row: the update is not linear in g, so its size beside the moments matters.
     """
 
     state: AdamState
+
+    loss = measures.get("mean_loss")
 
     def sink(self, layout: Layout, *, dtype: torch.dtype, device: torch.device, per_token: bool = False) -> _ElementwiseSink:
         if per_token:

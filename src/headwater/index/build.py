@@ -1,4 +1,4 @@
-"""From a model and its training data to an index: session, corpus, layout, then shard by shard what is missing.
+"""From a model and its training data to one index: session, corpus, layout, then shard by shard what is missing.
 
 Letters: N rows of a shard · D stored numbers of a gradient row · H hidden size · K blocks.
 """
@@ -22,6 +22,7 @@ from headwater.gradient.check import CaptureCheck, checked_layout
 from headwater.gradient.rows import RowEngine, row_engine
 from headwater.gradient.scope import Scope, find_scope, make_layout
 from headwater.gradient.sketch import SketchSpec
+from headwater.gradient.transform import AdamUpdate, SecondMoment, Transform
 from headwater.index.atomic import remove_left_overs, write_atomically, write_json
 from headwater.index.files import read_parts, table_path
 from headwater.index.read import StoredIndex
@@ -31,8 +32,9 @@ from headwater.index.write import Part, ShardData, Writer
 from headwater.model import measures
 from headwater.model.session import Session, load_session
 from headwater.progress import say, track
-from headwater.recipe import DataOptions, IndexRecipe, ModelOptions
-from headwater.types import DataError, Example, Layout
+from headwater.recipe import DataOptions, IndexRecipe, ModelOptions, TransformOptions
+from headwater.training.optimizer import read_adam
+from headwater.types import DataError, Example, Layout, Measure
 
 PILOT_ROWS = 3
 PILOT_CANDIDATES = 256
@@ -48,29 +50,29 @@ class Plan:
     check: CaptureCheck
 
 
-def build_index(
-    recipe: IndexRecipe, run: str | Path, *, session: Session | None = None, data: Any = None, append: bool = False
-) -> StoredIndex:
-    """Index a corpus into `run`, or go on with an index that was interrupted, or (with `append`) add a corpus to one.
-
-    `session` and `data` stand in for what the recipe names, where they are at hand already. Cost: less than one training pass over the
-    rows. Raises UsageError, DataError, LayoutMismatch or IntegrityError before anything is written or changed.
-    """
-    run = Path(run)
-    session = session or open_session(recipe.model)
-    corpus = open_corpus(recipe.data, session, data)
-    say(corpus.report.summary())
+def index_corpus(recipe: IndexRecipe, run: Path, *, session: Session, corpus: Corpus, append: bool = False) -> StoredIndex:
+    """One index, whatever members the recipe asks for: a new one, or what is missing of one, or (with `append`) one more corpus in it."""
     plan = settle(recipe, session, corpus.examples)
-    writer = Writer.open(run, _spec(recipe, session, plan.layout))
+    transform = open_transform(recipe.transform, session)
+    writer = Writer.open(run, _spec(recipe, session, plan.layout, transform))
     part = writer.begin(corpus.fingerprint, len(corpus), append=append)
     _write_records(run, part, recipe, session, corpus, plan)
-    fill(writer, part, _numbered(writer, part, corpus), session, plan.layout, recipe.engine.token_budget)
+    fill(writer, part, _numbered(writer, part, corpus), session, plan.layout, recipe.engine.token_budget, transform)
     return StoredIndex.open(run)
 
 
-def open_session(options: ModelOptions) -> Session:
+def open_session(options: ModelOptions, *, tokenizer: Any = None) -> Session:
+    """`tokenizer` stands in for the model's own, where it is at hand already."""
     values = options.model_dump()
-    return load_session(values.pop("path"), **values)
+    return load_session(values.pop("path"), tokenizer=tokenizer, **values)
+
+
+def open_transform(options: TransformOptions, session: Session) -> Transform | None:
+    """What becomes of each row's gradient, with the optimizer's state it needs; None where it stays what it is."""
+    if options.kind == "none":
+        return None
+    state = read_adam(Path(str(options.optimizer)), session.model)
+    return AdamUpdate(state) if options.kind == "adam" else SecondMoment(state)
 
 
 def open_corpus(options: DataOptions, session: Session, data: Any = None) -> Corpus:
@@ -135,8 +137,9 @@ def _pilot_rows(session: Session, layout: Layout, examples: Sequence[Example]) -
     return found[:PILOT_ROWS]
 
 
-def _spec(recipe: IndexRecipe, session: Session, layout: Layout) -> IndexSpec:
-    facts = {"model": session.fingerprint, "task": session.task, "model_dtype": str(session.dtype), "measure": measures.LOSS.name}
+def _spec(recipe: IndexRecipe, session: Session, layout: Layout, transform: Transform | None) -> IndexSpec:
+    facts: dict[str, Any] = {"model": session.fingerprint, "task": session.task, "model_dtype": str(session.dtype)}
+    facts |= {"measure": loss_of(transform).name, **({} if transform is None else {"transform": transform.describe()})}
     return IndexSpec(
         layout=layout, dtype=recipe.store.dtype, hidden_size=session.hidden_size, shard_rows=recipe.store.shard_rows, facts=facts
     )
@@ -149,18 +152,31 @@ def _numbered(writer: Writer, part: Part, corpus: Corpus) -> Sequence[Example]:
     return number_copies(corpus.examples, count_copies(ids))
 
 
-def fill(writer: Writer, part: Part, examples: Sequence[Example], session: Session, layout: Layout, token_budget: int) -> None:
+def loss_of(transform: Transform | None) -> Measure:
+    """Whose gradient a row carries, or has transformed."""
+    return measures.LOSS if transform is None else transform.loss
+
+
+def fill(
+    writer: Writer,
+    part: Part,
+    examples: Sequence[Example],
+    session: Session,
+    layout: Layout,
+    token_budget: int,
+    transform: Transform | None = None,
+) -> None:
     """Compute and write every shard of the part that is not committed yet."""
     missing = part.missing()
     if not missing:
         return
     chosen = [[examples[row - part.rows.start] for row in rows] for rows in missing]
     plans = [plan_batches([example.n_tokens for example in shard], token_budget=token_budget) for shard in chosen]
-    with row_engine(session, layout) as engine:
+    with row_engine(session, layout, transform=transform) as engine:
 
         def work() -> Iterator[None]:
             for rows, shard, plan in zip(missing, chosen, plans, strict=True):
-                data = _Filling(shard, layout, session.hidden_size)
+                data = _Filling(shard, layout, session.hidden_size, loss_of(transform))
                 for positions in plan:
                     data.put(positions, engine, session.pad_id)
                     yield
@@ -174,20 +190,24 @@ def fill(writer: Writer, part: Part, examples: Sequence[Example], session: Sessi
 class _Filling:
     """The rows of one shard, in their own order, while its batches come in theirs."""
 
-    def __init__(self, examples: Sequence[Example], layout: Layout, hidden_size: int) -> None:
+    def __init__(self, examples: Sequence[Example], layout: Layout, hidden_size: int, loss: Measure) -> None:
         n = len(examples)
-        self.examples, self.layout = examples, layout
+        self.examples, self.layout, self.loss = examples, layout, loss
         self.gradient_ND = torch.empty(n, layout.size)
         self.first_NH, self.response_NH = torch.empty(n, hidden_size), torch.empty(n, hidden_size)
         self.loss_N = np.empty(n)
 
     def put(self, positions: Sequence[int], engine: RowEngine, pad_id: int) -> None:
-        rows = engine.rows(collate([self.examples[i] for i in positions], pad_id=pad_id), measures.LOSS)
+        rows = engine.rows(collate([self.examples[i] for i in positions], pad_id=pad_id), self.loss)
         where = torch.tensor(positions)
         self.gradient_ND[where] = rows.gradient_BD.float().cpu()
         self.first_NH[where] = rows.representation_BH.float().cpu()
         self.response_NH[where] = rows.representation_response_BH.float().cpu()
-        self.loss_N[positions] = rows.value_B.double().cpu().numpy()
+        self.loss_N[positions] = rows.value_B.double().cpu().numpy() * [self._per_mean(self.examples[i]) for i in positions]
+
+    def _per_mean(self, example: Example) -> int:
+        """The table's loss is a sum over targets, whatever loss the gradient is of."""
+        return max(1, example.n_loss_tokens) if self.loss.name == "mean_loss" else 1
 
     def shard(self) -> ShardData:
         columns = example_columns(self.examples)

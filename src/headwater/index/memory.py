@@ -91,6 +91,10 @@ class MemoryIndex:
         members = [replace(member, index=_subset(member.index, chosen)) for member in self._members]
         return MemoryIndex([self._ids[i] for i in chosen], self.layout, self.gradient_of, features, columns, members)
 
+    def with_members(self, members: Sequence[Member]) -> MemoryIndex:
+        """The same rows, with these further indexes of them."""
+        return MemoryIndex(self._ids, self.layout, self.gradient_of, self._features, self._columns, members)
+
     def norms(self, feature: str) -> Tensor:
         """[N] Euclidean norms; NaN for a bad row."""
         norms_N = codec.norms(Stored(self._feature(feature)), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from headwater.corpus import collate, plan_batches
 from headwater.gradient.rows import row_engine
 from headwater.index.build import open_corpus, open_session, settle
+from headwater.index.members import plan_members
 from headwater.model import measures
 from headwater.model.session import Session
 from headwater.recipe import IndexRecipe
@@ -27,7 +28,8 @@ BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 class Forecast:
     """Counts are exact; `seconds` scales the pilot's time by tokens; memory is what the process holds plus the largest batch and shard.
 
-    `disk_bytes` counts the numbers, and the texts as they are: the row table stores them compressed.
+    `disk_bytes` counts the numbers, and the texts as they are: the row table stores them compressed. All figures are the main index's; each
+    of the `members` is taken to cost as much again (one whose model turns out to be the main one costs nothing, an Adam member more time).
     """
 
     rows: int
@@ -44,13 +46,24 @@ class Forecast:
     pilot_seconds: float
     seconds: float
     padding_share: float
+    members: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    @property
+    def disk_bytes_with_members(self) -> int:
+        return self.disk_bytes * (1 + len(self.members))
+
+    @property
+    def seconds_with_members(self) -> float:
+        return self.seconds * (1 + len(self.members))
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        with_members = {"disk_bytes_with_members": self.disk_bytes_with_members, "seconds_with_members": self.seconds_with_members}
+        return {**asdict(self), **with_members}
 
 
 def plan_index(recipe: IndexRecipe, *, session: Session | None = None, data: Any = None) -> Forecast:
     """Load model and data, settle the layout, and time a pilot of 20 rows spread over the lengths. Writes nothing."""
+    members = plan_members(recipe)
     session = session or open_session(recipe.model)
     corpus = open_corpus(recipe.data, session, data)
     plan = settle(recipe, session, corpus.examples)
@@ -77,6 +90,7 @@ def plan_index(recipe: IndexRecipe, *, session: Session | None = None, data: Any
         pilot_seconds=seconds,
         seconds=seconds * int(lengths.sum()) / max(1, sum(example.n_tokens for example in pilot)),
         padding_share=1 - int(lengths.sum()) / padded,
+        members=[member.record.to_json() for member in members],
     )
 
 

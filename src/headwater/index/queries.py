@@ -6,27 +6,43 @@ Letters: Q queries · T positions · D stored numbers of a gradient row · H hid
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from headwater.corpus import collate, plan_batches
 from headwater.gradient.rows import row_engine
-from headwater.index.build import example_columns
+from headwater.gradient.transform import Transform
+from headwater.index.atomic import read_json
+from headwater.index.build import example_columns, open_session, open_transform
 from headwater.index.memory import MemoryIndex
+from headwater.index.read import StoredIndex
 from headwater.model.session import Session
-from headwater.types import DataError, Example, Layout, Measure
+from headwater.progress import track
+from headwater.recipe import IndexRecipe
+from headwater.types import DataError, Example, IntegrityError, Layout, Measure, Member, MemberRole
 
 
-def query_index(session: Session, layout: Layout, queries: Sequence[Example], measure: Measure, *, token_budget: int = 1024) -> MemoryIndex:
+def query_index(
+    session: Session,
+    layout: Layout,
+    queries: Sequence[Example],
+    measure: Measure,
+    *,
+    token_budget: int = 1024,
+    transform: Transform | None = None,
+) -> MemoryIndex:
     """Float32 rows with `gradient_of="measure"`; the column "measure" has each query's value. Cost: a pass over the queries.
 
+    `transform` is what becomes of the measure's gradient before the sketch, where the rows' is transformed on both sides.
     Raises DataError for a query whose measure or gradient is not a finite number, with its id.
     """
     value_Q = torch.empty(len(queries), dtype=torch.float64)
     features = {"gradient": torch.empty(len(queries), layout.size)}
     features |= {name: torch.empty(len(queries), session.hidden_size) for name in ("representation", "representation_response")}
-    with row_engine(session, layout) as engine:
+    with row_engine(session, layout, transform=transform) as engine:
         for positions in plan_batches([query.n_tokens for query in queries], token_budget=token_budget):
             rows = engine.rows(collate([queries[i] for i in positions], pad_id=session.pad_id), measure)
             where = torch.tensor(positions)
@@ -36,6 +52,54 @@ def query_index(session: Session, layout: Layout, queries: Sequence[Example], me
     _check_finite(queries, value_Q, features["gradient"])
     columns = {**example_columns(queries), "measure": value_Q.numpy(), "bad": [False] * len(queries)}
     return MemoryIndex([query.id for query in queries], layout, "measure", features, columns)
+
+
+def query_members(
+    session: Session, index: StoredIndex, roles: Sequence[MemberRole], queries: Sequence[Example], measure: Measure
+) -> list[Member]:
+    """The queries as the model of each of the index's members sees them, under the member's name. Cost: a pass over them for each.
+
+    `session` is the main model's; beside it one member's model is in memory at a time. Adam members have queries with plain gradients:
+    an update is what a training row does. Raises IntegrityError where a member's model or optimizer state has changed since.
+    """
+    asked = [member for role in roles for member in index.members(role)]
+    main = session.fingerprint if asked else ""
+    found: list[Member] = []
+    for member in track(asked, total=len(asked), description="queries at each member"):
+        stored = cast(StoredIndex, member.index)
+        own = session if stored.spec.facts["model"] == main else _member_session(stored, session)
+        transform = _query_transform(stored, own)
+        found.append(replace(member, index=query_index(own, stored.layout, queries, measure, transform=transform)))
+    return found
+
+
+def _member_session(member: StoredIndex, main: Session) -> Session:
+    session = open_session(_recipe(member).model, tokenizer=main.tokenizer)
+    expected = member.spec.facts["model"]
+    if session.fingerprint != expected:
+        raise IntegrityError(
+            f"{member.run} was made with other weights ({expected}) than {session.adapter or session.name} has now "
+            f"({session.fingerprint}). Put the checkpoint of that time back, or delete the member's folder and index again."
+        )
+    return session
+
+
+def _query_transform(member: StoredIndex, session: Session) -> Transform | None:
+    expected = member.spec.facts.get("transform")
+    if expected is None or expected["kind"] != "second_moment":
+        return None
+    transform = open_transform(_recipe(member).transform, session)
+    if transform is None or transform.describe() != expected:
+        raise IntegrityError(
+            f"{member.run} was made with another state of the optimizer than there is now. Put the checkpoint of that time back, or "
+            "delete the member's folder and index again."
+        )
+    return transform
+
+
+def _recipe(member: StoredIndex) -> IndexRecipe:
+    way_out = "It says how the member was made: delete the member's folder and index again."
+    return IndexRecipe.parse(read_json(member.run / "run.json", way_out=way_out)["recipe"])
 
 
 def position_gradients(session: Session, layout: Layout, query: Example, measure: Measure) -> Tensor:

@@ -16,12 +16,13 @@ from torch import Tensor
 from headwater.index import codec, scan
 from headwater.index.codec import Stored
 from headwater.index.files import Commit, committed, read_parts
+from headwater.index.member_files import member_home, read_members
 from headwater.index.memory import BLOCK_ROWS, MemoryIndex, look_up
 from headwater.index.shard import Shard
 from headwater.index.spec import IndexSpec, read_spec
 from headwater.index.table import SCHEMA
 from headwater.index.tombstones import read_tombstones
-from headwater.types import DataError, Layout, Member, MemberRole
+from headwater.types import DataError, IntegrityError, Layout, Member, MemberRole
 
 TABLES_KEPT = frozenset(SCHEMA.names) - {"prompt", "response"}  # columns worth keeping in memory once read
 
@@ -34,11 +35,12 @@ class StoredIndex:
     """
 
     def __init__(self, run: Path, spec: IndexSpec, commits: Sequence[Commit], *, removed: frozenset[str]) -> None:
-        self.run, self.spec = run, spec
+        self.run, self.spec, self._removed = run, spec, removed
         self._shards = [Shard(run, spec, commit, removed) for commit in commits]
         self._starts = [0, *np.cumsum([len(shard) for shard in self._shards]).tolist()]
         self._columns: dict[str, np.ndarray] = {}
         self._norms: dict[str, Tensor] = {}
+        self._members: dict[MemberRole, tuple[Member, ...]] = {}
 
     @staticmethod
     def open(run: str | Path) -> StoredIndex:
@@ -110,14 +112,35 @@ class StoredIndex:
         return column
 
     def members(self, role: MemberRole) -> tuple[Member, ...]:
-        return ()
+        """Opened when they are first asked for. IntegrityError where one is unfinished or has other rows than this index."""
+        if role not in self._members:
+            records = [record for record in read_members(self.run) if record.role == role]
+            self._members[role] = tuple(
+                Member(record.name, role, self if record.is_main else self._open_member(record.name), record.step, record.learning_rate)
+                for record in records
+            )
+        return self._members[role]
+
+    def _open_member(self, name: str) -> StoredIndex:
+        """Without the rows that were removed from this index."""
+        home = member_home(self.run, name)
+        spec = read_spec(home)
+        member = StoredIndex(home, spec, committed(home, spec=spec.fingerprint), removed=self._removed)
+        if member.ids != self.ids:
+            missing = sum(len(rows) for rows in member.missing_rows)
+            why = f"{missing:,} of its rows are not indexed yet" if missing else "rows were added to the run since, or to the member alone"
+            raise IntegrityError(
+                f"member {name!r} of {self.run} has {len(member):,} rows, the run {len(self):,}, not the same in the same order: {why}. "
+                "Run the `headwater index` command that made it again: it goes on where it stopped."
+            )
+        return member
 
     def positions_of(self, ids: Sequence[str]) -> np.ndarray:
         """[len(ids)] where these rows stand. Raises DataError for an id that is not here."""
         return look_up(self._positions, ids)
 
     def subset(self, positions: Sequence[int] | np.ndarray) -> MemoryIndex:
-        """The rows at these positions, in the order asked for, read into memory."""
+        """The rows at these positions, in the order asked for, read into memory; without the members."""
         chosen = np.asarray(positions, dtype=np.int64)
         features = {name: self.take(name, chosen) for name in sorted(self.features)}
         columns = {name: self.column(name)[chosen] for name in SCHEMA.names}

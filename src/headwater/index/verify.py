@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from headwater.index.files import (
     tensors_path,
     withdraw_commit,
 )
+from headwater.index.member_files import member_home, read_members
 from headwater.index.shard import map_tensors, tensors_problem
 from headwater.index.spec import IndexSpec, read_spec
 from headwater.index.table import read_column
@@ -34,12 +36,43 @@ REPAIR = "Run `headwater verify --repair` on this run, then the same `headwater 
 
 
 def verify(run: str | Path, *, repair: bool = False) -> list[Finding]:
-    """Check spec, parts, commits, hashes, tensors, row tables, ids, tombstones, and files that belong to nothing.
+    """Check spec, parts, commits, hashes, tensors, row tables, ids, tombstones, and files that belong to nothing; then each member
+    alike, of which one finding says that all is well.
 
     `repair` withdraws the commits of damaged shards, and only those, so that resuming redoes exactly them. Cost: one read of
     the index. Never raises on damage: what is wrong is a Finding with status "fail", or "warn" where nothing is lost.
     """
     run = Path(run)
+    return [*_verify_one(run, repair=repair), *_member_findings(run, repair=repair)]
+
+
+def _member_findings(run: Path, *, repair: bool) -> Iterator[Finding]:
+    """Under each member's name. A member's rows are the run's, in the same order."""
+    try:
+        records = read_members(run)
+    except HeadwaterError as error:
+        yield _fail("members", str(error), "Run the `headwater index` command that made it again.")
+        return
+    for record in records:
+        home = member_home(run, record.name)
+        findings = [] if record.is_main else _verify_one(home, repair=repair)
+        wrong = [replace(finding, name=f"{record.name}: {finding.name}") for finding in findings if finding.status != "ok"]
+        yield from wrong or [Finding(f"member {record.name}", "ok", "the main index's own rows" if record.is_main else "whole, as written")]
+    if records:
+        yield _same_rows(run, [record.name for record in records if not record.is_main])
+
+
+def _same_rows(run: Path, names: Sequence[str]) -> Finding:
+    """By the parts, which every index has from its first row on."""
+    promised = [part.fingerprint for part in read_parts(run)]
+    wrong = [name for name in names if [part.fingerprint for part in read_parts(member_home(run, name))] != promised]
+    if not wrong:
+        return Finding("members", "ok", "every member is of the same corpora as the run", value=len(names), n=len(names))
+    because = f"{', '.join(wrong[:3])}: not of the same corpora as the run, so no method can use it yet"
+    return Finding("members", "warn", because, value=len(wrong), n=len(names), next_step=RESUME)
+
+
+def _verify_one(run: Path, *, repair: bool) -> list[Finding]:
     try:
         spec, parts = read_spec(run), read_parts(run)
     except HeadwaterError as error:

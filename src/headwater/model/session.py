@@ -142,12 +142,16 @@ def load_session(
     device: str | None = None,
     task: Task | None = None,
     trust_remote_code: bool = False,
+    zero_adapter: bool = False,
+    tokenizer: Any = None,
 ) -> Session:
     """Load a model, its tokenizer and optionally a PEFT adapter.
 
     `model` is a hub id or a folder; a folder that holds only an adapter brings its base model's name along. `revision` pins
-    a hub id (the resolved commit is kept). `merge` folds the adapter into the weights, and then these are in scope, not it.
-    Raises UsageError for an unknown dtype or task, DataError where the files are not what they claim to be.
+    a hub id (the resolved commit is kept). `merge` folds the adapter into the weights, and then these are in scope, not it. `zero_adapter`
+    sets a LoRA's B to zero: the model computes what its base does, and the directions are those of the trained A. `tokenizer` is one
+    that is loaded already, for a folder without. Raises UsageError for an unknown dtype or task, DataError where the files are not what
+    they claim to be.
     """
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
@@ -158,8 +162,10 @@ def load_session(
     with _quiet():
         network = _network(base, task, dtype, options)
         loaded = network if adapter is None else _with_adapter(network, adapter, merge=merge)
+        if zero_adapter:
+            _zero_adapter(loaded, base)
     loaded = loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    tokenizer = _tokenizer(base if adapter is None else adapter, base, options)
+    tokenizer = tokenizer or _tokenizer(base if adapter is None else adapter, base, options)
     commit = getattr(config, "_commit_hash", None)
     return Session(
         loaded, tokenizer, task, name=base, revision=commit or revision, adapter=adapter, facts={"merged": merge and adapter is not None}
@@ -246,6 +252,26 @@ def _with_adapter(network: Any, adapter: str, *, merge: bool) -> nn.Module:
             f"{len(unexpected)} of its own have no place ({', '.join([*missing, *unexpected][:3])}). {way_out}"
         )
     return cast(Any, wrapped).merge_and_unload().requires_grad_(True) if merge else wrapped
+
+
+def _zero_adapter(loaded: nn.Module, name: str) -> None:
+    """Undo what an adapter learned. Only where that gives back the base model: a plain LoRA with the base's own weights under it."""
+    config = next(iter(getattr(loaded, "peft_config", {}).values()), None)
+    if not _is_plain_lora(config):
+        found = "no adapter" if config is None else f"a {config.peft_type} adapter that changes more than by its B"
+        raise UsageError(
+            f"{name} has {found}: what it was before training cannot be had from it. Give the folder of the weights as they were "
+            "(HeadwaterCallback(initial_weights=True) writes it), or the base model itself."
+        )
+    for parameter_name, parameter in loaded.named_parameters():
+        if ".lora_B." in parameter_name or ".lora_embedding_B." in parameter_name:
+            nn.init.zeros_(parameter)
+
+
+def _is_plain_lora(config: Any) -> bool:
+    if config is None or config.peft_type != "LORA" or config.use_dora or config.modules_to_save:
+        return False
+    return config.bias == "none" and config.init_lora_weights in (True, "gaussian", False)
 
 
 def _misfits(wrapped: Any, adapter: str) -> tuple[list[str], list[str]]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import safetensors.torch
@@ -21,15 +21,16 @@ import torch
 from headwater import methods
 from headwater.index.atomic import write_atomically, write_json
 from headwater.index.memory import MemoryIndex
-from headwater.index.queries import position_gradients, query_index, target_log_probs
+from headwater.index.queries import position_gradients, query_index, query_members, target_log_probs
 from headwater.index.read import StoredIndex
+from headwater.methods.shared import members_of, wanted_roles
 from headwater.model import measures
 from headwater.model.session import Session
 from headwater.progress import say, track
 from headwater.rank.answer import rank
 from headwater.rank.hubs import reference_scores
 from headwater.recipe import DEFAULT_METHODS, TraceRecipe
-from headwater.types import Example, IntegrityError, Measure, Method, Scores, State, UsageError
+from headwater.types import Example, IntegrityError, Measure, MemberRole, Method, Scores, State, UsageError
 
 __all__ = ["DEFAULT_METHODS", "Traced", "check_index", "default_measure", "fitted", "trace_queries"]
 
@@ -90,7 +91,12 @@ def trace_queries(
     check_index(index, session)
     measure = measure or measures.get(recipe.measure or default_measure(session, queries))
     chosen = {name: methods.get(name, **options) for name, options in recipe.methods.items()}
-    asked = _Asked(recipe, session, index, queries, query_index(session, index.layout, queries, measure), measure, chosen)
+    roles = _roles(chosen.values(), index)
+    for role in roles:
+        members_of(index, role)  # what a method lacks is said before anything is computed
+    at_members = query_members(session, index, roles, queries, measure)
+    queried = query_index(session, index.layout, queries, measure).with_members(at_members)
+    asked = _Asked(recipe, session, index, queries, queried, measure, chosen)
     answers = {
         name: _answer(asked, method)
         for name, method in track(chosen.items(), total=len(chosen), description=f"scoring {len(queries)} queries")
@@ -127,8 +133,9 @@ def check_index(index: StoredIndex, session: Session) -> None:
 
 
 def fitted(method: Method, index: StoredIndex) -> State:
-    """The method's state for these rows: read from `state/` where it was kept, else fitted and kept."""
-    key = _digest([index.spec.fingerprint, list(index.ids), method.name, asdict(method)])  # pyright: ignore[reportArgumentType]
+    """The method's state for these rows and members: read from `state/` where it was kept, else fitted and kept."""
+    used = _members_key(index, _roles([method], index))
+    key = _digest([index.spec.fingerprint, list(index.ids), method.name, asdict(method), *used])  # pyright: ignore[reportArgumentType]
     path = index.run / "state" / f"{method.name}-{key}.safetensors"
     if path.exists():
         return safetensors.torch.load(path.read_bytes())
@@ -137,6 +144,18 @@ def fitted(method: Method, index: StoredIndex) -> State:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()}))
     return state
+
+
+def _roles(chosen: Iterable[Method], index: StoredIndex) -> list[MemberRole]:
+    """The roles of the members on which these methods need the queries."""
+    wanted = {role for method in chosen for role in wanted_roles(method, index)}
+    return [role for role in get_args(MemberRole) if role in wanted]
+
+
+def _members_key(index: StoredIndex, roles: Sequence[MemberRole]) -> list[Any]:
+    """What decides a number that rests on members: their models, sketches and transforms, steps and learning rates. Nothing without any."""
+    members = [member for role in roles for member in index.members(role)]
+    return [[m.name, m.role, m.step, m.learning_rate, cast(StoredIndex, m.index).spec.fingerprint] for m in members]
 
 
 def _answer(asked: _Asked, method: Method) -> _Answer:
@@ -239,7 +258,8 @@ def _name(asked: _Asked) -> str:
     options = {**asked.recipe.model_dump(mode="json", exclude={"queries"}), "measure": asked.measure.name}
     queries = [[query.id, value] for query, value in zip(asked.examples, asked.queries.column("measure").round(6).tolist(), strict=True)]
     contents = [[part.tokens.tolist(), part.loss_mask.tolist()] for query in asked.examples for part in (query, query.alternative) if part]
-    return f"trace-{_digest([options, queries, contents, asked.index.spec.fingerprint, list(asked.index.ids)])}"
+    members = _members_key(asked.index, _roles(asked.methods.values(), asked.index))
+    return f"trace-{_digest([options, queries, contents, asked.index.spec.fingerprint, list(asked.index.ids), *members])}"
 
 
 def _digest(value: Any) -> str:
