@@ -55,7 +55,8 @@ class EKFAC:
 
     def solve(self, state: State, source: Source, b_KD: Tensor) -> Solve:
         check_width(b_KD, source.layout)
-        return Solve(solve_in_basis(state, source.layout, b_KD), "closed_form")
+        precision = self.precision if isinstance(source, ModelSource) else "float32"
+        return Solve(solve_in_basis(state, source.layout, b_KD, precision), "closed_form")
 
 
 def corrected_eigenvalues(state: State, source: Source, labels: Labels, precision: Precision = "float32") -> Tensor:

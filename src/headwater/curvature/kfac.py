@@ -10,7 +10,7 @@ from torch import Tensor
 from headwater.curvature.damping import RULE, Damping
 from headwater.curvature.kronecker import Precision, fit_bases, solve_in_basis
 from headwater.curvature.operators import check_width
-from headwater.types import Labels, Solve, Source, State
+from headwater.types import Labels, ModelSource, Solve, Source, State
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,12 @@ class KFAC:
 
     def solve(self, state: State, source: Source, b_KD: Tensor) -> Solve:
         check_width(b_KD, source.layout)
-        return Solve(solve_in_basis(state, source.layout, b_KD), "closed_form")
+        precision = self.precision if isinstance(source, ModelSource) else "float32"
+        return Solve(solve_in_basis(state, source.layout, b_KD, precision), "closed_form")
 
 
 def kfac_eigenvalues(state: State, source: Source) -> Tensor:
     """[D] `T s_i a_j` for each block; from stored rows, where the two moments have the same trace, `s_i a_j / trace`."""
-    from headwater.types import ModelSource
-
     layout, live = source.layout, isinstance(source, ModelSource)
     eigenvalues_D = torch.zeros(layout.size, dtype=next(v for k, v in state.items() if k.startswith("left_values/")).dtype)
     parts = layout.split(eigenvalues_D)

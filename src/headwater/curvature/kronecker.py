@@ -181,14 +181,15 @@ def _from_rows(source: Source, left: SecondMoments, right: SecondMoments) -> flo
 # -------------------------------------------------------------------------------------------------- in the eigenbasis
 
 
-def solve_in_basis(state: State, layout: Layout, b_KD: Tensor) -> Tensor:
+def solve_in_basis(state: State, layout: Layout, b_KD: Tensor, precision: Precision = "float32") -> Tensor:
     """[K, D] `Q_S [(Q_S' B Q_A) / (eigenvalues + lambda)] Q_A'` of each block. Cost K O I (O + I) multiplications a block, twice."""
-    eigenvalues, rotated = layout.split(state["eigenvalues"]), bases(state, layout)
-    parts: dict[str, Tensor] = {}
+    eigenvalues, rotated, x_KD = layout.split(state["eigenvalues"]), bases(state, layout), torch.empty_like(b_KD)
+    parts = layout.split(x_KD)
     for (block, b), damping in zip(zip_blocks(layout, b_KD), state["damping"].tolist(), strict=True):
-        basis, scale_OI = rotated[block.name], as_matrices(eigenvalues[block.name].unsqueeze(0), block) + damping
-        parts[block.name] = basis.rotate_back(basis.rotate(as_matrices(b, block)) / scale_OI.to(b.dtype)).reshape(b.shape)
-    return layout.join(parts)
+        basis, scale_OI = rotated[block.name].cast(precision), as_matrices(eigenvalues[block.name].unsqueeze(0), block) + damping
+        inside_KOI = basis.rotate(in_precision(as_matrices(b, block), precision))
+        parts[block.name].copy_(basis.rotate_back(inside_KOI / scale_OI.to(inside_KOI.dtype)).reshape(b.shape))
+    return x_KD
 
 
 def zip_blocks(layout: Layout, rows_ND: Tensor) -> Iterator[tuple[Block, Tensor]]:

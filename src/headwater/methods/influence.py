@@ -14,7 +14,7 @@ from headwater.curvature import Curvature
 from headwater.methods.shared import check, check_rows, live, make_scores, rows_key
 from headwater.types import Index, Scores, Solve, SolveStatus, Source, State, UsageError
 
-CHUNK_BYTES = 256 << 20  # of float32 right-hand sides that are solved together
+CHUNK_BYTES = 32 << 20  # of float32 right-hand sides that are solved together
 Mode = Literal["stored", "model", "exact"]
 MODES: dict[str, str] = {
     "stored": "curvature of the stored rows, solved and scored there: no pass over the model",
@@ -85,14 +85,23 @@ class Influence:
         """A few queries at a time: a whole gradient is as long as the model, and what is scanned may be far shorter."""
         size = max(1, CHUNK_BYTES // (4 * self._source(index).layout.size))
         chunks = [np.arange(start, min(start + size, len(queries))) for start in range(0, len(queries), size)]
-        return joined([self._solve_chunk(state, index, queries.take(self._feature, chunk)) for chunk in chunks])
+        solves, value_QD = [], torch.empty(0)
+        for chunk in chunks:
+            solve = self._solve_chunk(state, index, queries.take(self._feature, chunk))
+            if not solves:
+                value_QD = solve.value.new_empty(len(queries), solve.value.shape[1])
+            value_QD[chunk[0] : chunk[-1] + 1] = solve.value
+            solves.append(replace(solve, value=torch.empty(0)))
+        return joined(solves, value_QD)
 
     def _solve_chunk(self, state: State, index: Index, b_KD: Tensor) -> Solve:
         """A query of zeros, or one that is not finite, is answered without a solver: 0 and NaN."""
         usable_K = torch.isfinite(b_KD).all(1) & (b_KD != 0).any(1)
-        solve = self.curvature.solve(state, self._source(index), b_KD[usable_K])
-        facts = {**solve.facts, **_cosine(solve.value, b_KD[usable_K])}
-        if bool(usable_K.all()):
+        all_usable = bool(usable_K.all())
+        usable_b_KD = b_KD if all_usable else b_KD[usable_K]
+        solve = self.curvature.solve(state, self._source(index), usable_b_KD)
+        facts = {**solve.facts, **_cosine(solve.value, usable_b_KD)}
+        if all_usable:
             return replace(solve, value=self._scanned(index, solve.value), facts=facts)
         value_KD = b_KD.clone()  # zeros stay zeros, NaN stays NaN
         value_KD[usable_K] = solve.value.to(value_KD.dtype)
@@ -120,14 +129,14 @@ class Influence:
         }
 
 
-def joined(solves: Sequence[Solve]) -> Solve:
-    """Solves of parts of the queries as one: the worst status, the most steps."""
+def joined(solves: Sequence[Solve], value_QD: Tensor) -> Solve:
+    """How parts of the queries were solved, as one: the worst status, the most steps."""
     if not solves:
-        return Solve(torch.empty(0, 0), "closed_form")
+        return Solve(value_QD, "closed_form")
     residuals = [solve.residual_K for solve in solves if solve.residual_K is not None]
     return replace(
         max(solves, key=lambda solve: get_args(SolveStatus).index(solve.status)),
-        value=torch.cat([solve.value for solve in solves]),
+        value=value_QD,
         steps=max(solve.steps for solve in solves),
         residual_K=torch.cat(residuals) if len(residuals) == len(solves) else None,
     )
@@ -135,7 +144,10 @@ def joined(solves: Sequence[Solve]) -> Solve:
 
 def _cosine(x_KD: Tensor, b_KD: Tensor) -> dict[str, float]:
     """The median cosine of the solved queries to their gradients: where it is near 1, this is the gradient product under another name."""
-    return {"cosine_to_gradient": float(torch.cosine_similarity(x_KD, b_KD.to(x_KD), dim=1).median())} if len(x_KD) else {}
+    if not len(x_KD):
+        return {}
+    cosine_K = torch.linalg.vecdot(x_KD, b_KD.to(x_KD.dtype)) / (x_KD.norm(dim=1) * b_KD.norm(dim=1))
+    return {"cosine_to_gradient": float(cosine_K.median())}
 
 
 def _range(residual_K: Tensor | None) -> dict[str, float | None]:

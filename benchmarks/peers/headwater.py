@@ -1,0 +1,120 @@
+"""Headwater: each job as `headwater index` and `headwater trace` do it, from tokenised rows, files and their fsyncs included.
+
+Option `labels` of the exact EK-FAC: "true" (the empirical Fisher, which the peers' scores are held against) or "sampled" (the true Fisher).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks.peers.task import Task, main
+from headwater.curvature.ekfac import EKFAC
+from headwater.curvature.fisher import Fisher
+from headwater.gradient.live import LiveSource
+from headwater.gradient.scope import find_scope, make_layout
+from headwater.gradient.sketch import SketchSpec
+from headwater.index.build import fill, settle
+from headwater.index.live import LiveIndex, LiveQueries
+from headwater.index.memory import MemoryIndex
+from headwater.index.queries import query_index
+from headwater.index.read import StoredIndex
+from headwater.index.spec import IndexSpec
+from headwater.index.write import Writer
+from headwater.methods import GradDot
+from headwater.methods.influence import Influence
+from headwater.model import measures
+from headwater.model.session import Session
+from headwater.progress import quiet
+from headwater.recipe import IndexRecipe
+from headwater.types import Example, Method, State
+
+SCOPES = {"w1": ("*_proj.weight",), "w2": ("*lora_*",)}
+MEASURE = measures.get("response_log_probability")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The workload as headwater's own types."""
+
+    session: Session
+    rows: list[Example]
+    queries: list[Example]
+    include: tuple[str, ...]
+
+    @staticmethod
+    def read(task: Task) -> Workload:
+        session = Session(task.network(), None, "causal-lm", name="benchmark")
+        return Workload(session, _examples(task.rows(), "row"), _examples(task.queries(), "query"), SCOPES[task.workload])
+
+    def source(self, **options: Any) -> LiveSource:
+        layout = make_layout(self.session.model, find_scope(self.session.model, include=self.include), SketchSpec(rank=None))
+        return LiveSource(self.session, self.rows, layout, **options)
+
+    def index(self, task: Task, **options: Any) -> StoredIndex:
+        """Into files that are thrown away with the job's folder."""
+        recipe = IndexRecipe.parse({"model": {"path": "-"}, "data": {"source": "-"}, "scope": {"include": self.include}, **options})
+        layout = settle(recipe, self.session, self.rows).layout
+        spec = IndexSpec(layout=layout, dtype=recipe.store.dtype, hidden_size=self.session.hidden_size, shard_rows=recipe.store.shard_rows)
+        writer = Writer.open(task.scratch(), spec)
+        fill(writer, writer.begin("benchmark", len(self.rows)), self.rows, self.session, layout, recipe.engine.token_budget)
+        return StoredIndex.open(task.scratch())
+
+    def scores(self, method: Method, state: State, index: StoredIndex) -> np.ndarray:
+        queries = query_index(self.session, index.layout, self.queries, MEASURE)
+        return method.score(state, index, queries).values_QN
+
+
+def _examples(rows: list[np.ndarray], name: str) -> list[Example]:
+    return [Example(id=f"{name}-{i}", tokens=tokens, loss_mask=np.arange(len(tokens)) > 0) for i, tokens in enumerate(rows)]
+
+
+@contextmanager
+def staged(task: Task, name: str) -> Iterator[None]:
+    with quiet(), task.stage(name):
+        yield
+
+
+def ekfac(task: Task) -> np.ndarray:
+    """Nothing sketched. LoRA: one forward pass serves both labels' backward passes, and the rows are kept in memory."""
+    work, labels = Workload.read(task), task.options.get("labels", "true")
+    task.notes.append(f"{labels} labels" + (", rows kept: one forward and two backward passes" if labels == "sampled" else ""))
+    source = work.source(keep=("true", labels) if task.workload == "w2" else ())
+    rows = LiveIndex(MemoryIndex([row.id for row in work.rows], source.layout, "loss", {}), source)
+    queries = LiveQueries(MemoryIndex([query.id for query in work.queries], source.layout, "measure", {}), source, work.queries, MEASURE)
+    method = Influence(EKFAC(labels=labels), mode="exact")
+    with staged(task, "fit"):
+        state = method.fit(rows)
+    with staged(task, "scores"):
+        scores = method.score(state, rows, queries)
+    if labels == "sampled":  # not timed: the peers' scores are of the empirical Fisher
+        with quiet():
+            empirical = Influence(EKFAC(labels="true"), mode="exact")
+            return empirical.score(empirical.fit(rows), rows, queries).values_QN
+    return scores.values_QN
+
+
+def graddot(task: Task) -> np.ndarray:
+    work, method = Workload.read(task), GradDot()
+    with staged(task, "index"):
+        index = work.index(task, sketch={"rank": None}, store={"dtype": "float32"})
+    with staged(task, "queries"):
+        return work.scores(method, method.fit(index), index)
+
+
+def fisher(task: Task) -> np.ndarray:
+    work, method = Workload.read(task), Influence(Fisher())
+    with staged(task, "index"):
+        index = work.index(task, sketch={"rank": None}, store={"dtype": "float32"})
+    with staged(task, "fit"):
+        state = method.fit(index)
+    with staged(task, "queries"):
+        return work.scores(method, state, index)
+
+
+if __name__ == "__main__":
+    main("headwater", {"ekfac": ekfac, "graddot": graddot, "fisher": fisher})
