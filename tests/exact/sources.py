@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -50,12 +51,13 @@ def dense_fisher(source: Rows, *, joint: bool = True) -> Tensor:
     if joint:
         return matrix_DD
     ends = source.layout.offsets
-    return torch.block_diag(*(matrix_DD[i:j, i:j] for i, j in zip(ends, ends[1:], strict=False)))
+    return torch.block_diag(*(matrix_DD[i:j, i:j] for i, j in pairwise(ends)))
 
 
 def dense_solve(matrix_DD: Tensor, damping_L: Tensor, layout: Layout, b_KD: Tensor) -> Tensor:
     """[K, D] float64 `(C + lambda)^-1 b` by LU decomposition."""
-    damping_D = torch.cat([torch.full((block.size,), float(one)) for block, one in zip(layout.blocks, damping_L, strict=True)]).double()
+    sizes = torch.tensor([block.size for block in layout.blocks])
+    damping_D = damping_L.double().repeat_interleave(sizes)
     return torch.linalg.solve(matrix_DD + torch.diag(damping_D), b_KD.double().T).T
 
 

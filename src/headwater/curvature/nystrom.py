@@ -20,6 +20,8 @@ from headwater.curvature.operators import (
 from headwater.curvature.spectral import within
 from headwater.types import DataError, Solve, Source, State
 
+LARGEST_SHIFT = 1e-3  # over the norm of C W: what no rounding explains
+
 
 @dataclass(frozen=True)
 class Nystrom:
@@ -73,7 +75,7 @@ def nystrom_pairs(w_RD: Tensor, image_RD: Tensor) -> tuple[Tensor, Tensor]:
         factor_RR, failed = torch.linalg.cholesky_ex((middle_RR + middle_RR.T) / 2)
         if not failed:
             break
-        if not shift < size:
+        if not shift < LARGEST_SHIFT * size:
             raise DataError("the curvature operator is not positive, or not finite: look for overflow in the rows or the model's dtype")
         shift *= 10
     root_RD = torch.linalg.solve_triangular(factor_RR, shifted_RD, upper=False)
