@@ -17,6 +17,7 @@ from headwater.index.member_files import read_members
 from headwater.index.read import StoredIndex
 from headwater.index.run import build_index
 from headwater.model.session import Session
+from headwater.rank.by_group import group_scores
 from headwater.rank.export import newest_trace, read_scores
 from headwater.rank.trace import trace_queries
 from headwater.recipe import DEFAULT_METHODS, IndexRecipe, TraceRecipe
@@ -58,10 +59,7 @@ class Trace:
         """The k strongest proponents of a query, by position or id, with their errors, z, q-value and text. Method: the primary one."""
         import pandas as pd
 
-        method = method or str(self.record["primary"])
-        rows = self._query(query)["ranked"]
-        if method not in rows:
-            raise UsageError(f"method {method!r} is not in this trace; there are: {', '.join(rows)}")
+        method, rows = self._method(method), self._query(query)["ranked"]
         found = pd.DataFrame(self.scores[method].top(query, k), columns=["id", "score"])
         listed = pd.DataFrame(rows[method]["proponents"], columns=["id", "standard_error", "z", "q"]).set_index("id")
         return found.join(listed, on="id").join(self._texts(found["id"].tolist()), on="id")
@@ -81,11 +79,24 @@ class Trace:
         texts = pd.DataFrame.from_dict(self.record["rows"], orient="index", columns=list(TEXTS))
         return pd.DataFrame(lines, columns=list(facts)).join(texts, on="id")
 
+    def by_group(self, by: str = "group", *, method: str | None = None) -> pd.DataFrame:
+        """Sums of scores over groups of rows, by a column of the row table (source, label, group) or by "near_duplicates".
+
+        Method: the primary one; UsageError where it only ranks. See `headwater.rank.by_group.group_scores`.
+        """
+        return group_scores(self.scores[self._method(method)], StoredIndex.open(self.run), by=by).to_pandas()
+
     def report(self, out: str | Path | None = None) -> Path:
         """Write the page of this trace and return its path."""
         from headwater.report import write_report
 
         return write_report(self.run, trace=self.folder.name, out=None if out is None else Path(out))
+
+    def _method(self, method: str | None) -> str:
+        """The primary one where none is named."""
+        if method is not None and method not in self.methods:
+            raise UsageError(f"method {method!r} is not in this trace; there are: {', '.join(self.methods)}")
+        return method or str(self.record["primary"])
 
     def _query(self, query: int | str) -> Mapping[str, Any]:
         known = self.queries if isinstance(query, str) else range(len(self.queries))

@@ -244,11 +244,12 @@ def verify(
 def export(
     run: RunFolder,
     format_: Annotated[str, typer.Option("--format", help="csv, parquet or jsonl.")] = "csv",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The file; RUN/scores.FORMAT or RUN/exclude.FORMAT where not given.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file; RUN/scores.FORMAT (exclude, groups) where not given.")] = None,
     method: Annotated[str | None, typer.Option(help="One method only.")] = None,
     exclude: Annotated[int | None, typer.Option(help="Instead of scores: the rows among the first so many of any query.")] = None,
+    by: Annotated[
+        str | None, typer.Option(help="Instead of rows: sums over groups, by a column (source, label, group) or near_duplicates.")
+    ] = None,
     trace: Annotated[str | None, typer.Option(help="A trace's name; the newest where not given.")] = None,
     json_: Json = False,
 ) -> None:
@@ -259,8 +260,9 @@ def export(
     from headwater.rank.export import newest_trace, trace_folder
 
     folder = newest_trace(run) if trace is None else trace_folder(run, trace)
-    path = out or run / f"{'scores' if exclude is None else 'exclude'}.{format_}"
-    n = export_scores(run, folder, path, format=format_, method=method, exclude=exclude)  # pyright: ignore[reportArgumentType]
+    kind = "exclude" if exclude is not None else "groups" if by is not None else "scores"
+    path = out or run / f"{kind}.{format_}"
+    n = export_scores(run, folder, path, format=format_, method=method, exclude=exclude, by=by)  # pyright: ignore[reportArgumentType]
     if json_:
         _print_json({"path": str(path), "lines": n})
     else:

@@ -70,6 +70,7 @@ class SketchOptions(_Options):
 class StoreOptions(_Options):
     dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16"
     shard_rows: int = Field(default=512, ge=1)
+    rept_layer: int | None = Field(default=None, description="keep the feature of the method rept at this layer; -1 is the last")
 
 
 class EngineOptions(_Options):

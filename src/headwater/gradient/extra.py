@@ -89,6 +89,12 @@ class Rept:
 FEATURES: Mapping[str, type[Any]] = {"rept": Rept}
 
 
+def describe_features(session: Session, *, rept_layer: int | None = None) -> dict[str, dict[str, Any]]:
+    """{name: what the index keeps of it} of the features that are asked for."""
+    asked: list[Feature] = [] if rept_layer is None else [Rept(session, layer=rept_layer)]
+    return {feature.name: feature.describe() for feature in asked}
+
+
 def make_features(session: Session, described: Mapping[str, Mapping[str, Any]]) -> tuple[Feature, ...]:
     """The features that an index's spec names, bound to a session; their widths follow from it."""
     options = {name: {key: value for key, value in about.items() if key != "width"} for name, about in described.items()}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from headwater.corpus import Corpus, collate, count_copies, load_corpus, number_copies, plan_batches
 from headwater.gradient.check import CaptureCheck, checked_layout
+from headwater.gradient.extra import describe_features
 from headwater.gradient.rows import RowEngine, row_engine
 from headwater.gradient.scope import Scope, find_scope, make_layout
 from headwater.gradient.sketch import SketchSpec
@@ -141,7 +142,12 @@ def _spec(recipe: IndexRecipe, session: Session, layout: Layout, transform: Tran
     facts: dict[str, Any] = {"model": session.fingerprint, "task": session.task, "model_dtype": str(session.dtype)}
     facts |= {"measure": loss_of(transform).name, **({} if transform is None else {"transform": transform.describe()})}
     return IndexSpec(
-        layout=layout, dtype=recipe.store.dtype, hidden_size=session.hidden_size, shard_rows=recipe.store.shard_rows, facts=facts
+        layout=layout,
+        dtype=recipe.store.dtype,
+        hidden_size=session.hidden_size,
+        shard_rows=recipe.store.shard_rows,
+        facts=facts,
+        extra=describe_features(session, rept_layer=recipe.store.rept_layer),
     )
 
 
@@ -172,11 +178,11 @@ def fill(
         return
     chosen = [[examples[row - part.rows.start] for row in rows] for rows in missing]
     plans = [plan_batches([example.n_tokens for example in shard], token_budget=token_budget) for shard in chosen]
-    with row_engine(session, layout, transform=transform) as engine:
+    with row_engine(session, layout, transform=transform, extra=writer.spec.extra) as engine:
 
         def work() -> Iterator[None]:
             for rows, shard, plan in zip(missing, chosen, plans, strict=True):
-                data = _Filling(shard, layout, session.hidden_size, loss_of(transform))
+                data = _Filling(shard, writer.spec, loss_of(transform))
                 for positions in plan:
                     data.put(positions, engine, session.pad_id)
                     yield
@@ -190,11 +196,12 @@ def fill(
 class _Filling:
     """The rows of one shard, in their own order, while its batches come in theirs."""
 
-    def __init__(self, examples: Sequence[Example], layout: Layout, hidden_size: int, loss: Measure) -> None:
+    def __init__(self, examples: Sequence[Example], spec: IndexSpec, loss: Measure) -> None:
         n = len(examples)
-        self.examples, self.layout, self.loss = examples, layout, loss
-        self.gradient_ND = torch.empty(n, layout.size)
-        self.first_NH, self.response_NH = torch.empty(n, hidden_size), torch.empty(n, hidden_size)
+        self.examples, self.layout, self.loss = examples, spec.layout, loss
+        self.gradient_ND = torch.empty(n, spec.layout.size)
+        self.first_NH, self.response_NH = torch.empty(n, spec.hidden_size or 0), torch.empty(n, spec.hidden_size or 0)
+        self.extra = {name: torch.empty(n, int(about["width"])) for name, about in spec.extra.items()}
         self.loss_N = np.empty(n)
 
     def put(self, positions: Sequence[int], engine: RowEngine, pad_id: int) -> None:
@@ -203,6 +210,8 @@ class _Filling:
         self.gradient_ND[where] = rows.gradient_BD.float().cpu()
         self.first_NH[where] = rows.representation_BH.float().cpu()
         self.response_NH[where] = rows.representation_response_BH.float().cpu()
+        for name, values_BK in rows.extra.items():
+            self.extra[name][where] = values_BK.float().cpu()
         self.loss_N[positions] = rows.value_B.double().cpu().numpy() * [self._per_mean(self.examples[i]) for i in positions]
 
     def _per_mean(self, example: Example) -> int:
@@ -217,6 +226,7 @@ class _Filling:
             {**columns, "loss": self.loss_N.tolist()},
             self.first_NH,
             self.response_NH,
+            self.extra,
         )
 
 

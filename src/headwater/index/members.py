@@ -146,8 +146,9 @@ def _is_adapter(folder: Path) -> bool:
 
 
 def _derived(recipe: IndexRecipe, **changes: Any) -> IndexRecipe:
-    """The recipe of a member: the main one's, but for what makes it another."""
-    return recipe.model_copy(update={"members": MemberOptions(), **changes})
+    """The recipe of a member: the main one's, but for what makes it another. Further features are the main index's alone."""
+    store = recipe.store.model_copy(update={"rept_layer": None})
+    return recipe.model_copy(update={"members": MemberOptions(), "store": store, **changes})
 
 
 # ---------------------------------------------------------------------------------------------------------- making

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from headwater.corpus import collate, plan_batches
+from headwater.gradient.extra import describe_features
 from headwater.gradient.rows import row_engine
 from headwater.index.build import open_corpus, open_session, settle
 from headwater.index.members import plan_members
@@ -73,7 +74,9 @@ def plan_index(recipe: IndexRecipe, *, session: Session | None = None, data: Any
     seconds = _pilot_seconds(session, plan.layout, pilot, recipe.engine.token_budget)
     batches = plan_batches(lengths, token_budget=recipe.engine.token_budget)
     padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
-    row_bytes = _row_bytes(plan.layout, recipe.store.dtype, session.hidden_size)
+    extra = describe_features(session, rept_layer=recipe.store.rept_layer)
+    n_hidden = 2 * session.hidden_size + sum(int(about["width"]) for about in extra.values())
+    row_bytes = _row_bytes(plan.layout, recipe.store.dtype, n_hidden)
     shard_rows = min(recipe.store.shard_rows, len(corpus))
     return Forecast(
         rows=len(corpus),
@@ -106,11 +109,11 @@ def _pilot_seconds(session: Session, layout: Layout, pilot: list[Any], token_bud
     return time.perf_counter() - start
 
 
-def _row_bytes(layout: Layout, dtype: str, hidden_size: int) -> int:
+def _row_bytes(layout: Layout, dtype: str, n_hidden: int) -> int:
+    """`n_hidden` are the numbers of representations and further features."""
     norms = 4 * (len(layout.blocks) + 1)
     scales = 4 * len(layout.blocks) if dtype == "int8" else 0
-    representations = 2 * hidden_size * (4 if dtype == "float32" else 2)
-    return layout.size * BYTES[dtype] + norms + scales + representations
+    return layout.size * BYTES[dtype] + norms + scales + n_hidden * (4 if dtype == "float32" else 2)
 
 
 def _peak_bytes() -> int:

@@ -5,9 +5,9 @@ Letters: Q queries · T positions · D stored numbers of a gradient row · H hid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -33,24 +33,30 @@ def query_index(
     *,
     token_budget: int = 1024,
     transform: Transform | None = None,
+    extra: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> MemoryIndex:
-    """Float32 rows with `gradient_of="measure"`; the column "measure" has each query's value. Cost: a pass over the queries.
+    """Float32 rows with `gradient_of="measure"`; columns "measure" (each query's value) and "measure_name". Cost: a pass over the queries.
 
-    `transform` is what becomes of the measure's gradient before the sketch, where the rows' is transformed on both sides.
-    Raises DataError for a query whose measure or gradient is not a finite number, with its id.
+    `transform` is what becomes of the measure's gradient before the sketch, where the rows' is transformed on both sides; `extra` the
+    further features that the index has of its rows. Raises DataError for a query whose measure or gradient is not a finite number, with
+    its id.
     """
     value_Q = torch.empty(len(queries), dtype=torch.float64)
     features = {"gradient": torch.empty(len(queries), layout.size)}
     features |= {name: torch.empty(len(queries), session.hidden_size) for name in ("representation", "representation_response")}
-    with row_engine(session, layout, transform=transform) as engine:
+    features |= {name: torch.empty(len(queries), int(about["width"])) for name, about in (extra or {}).items()}
+    with row_engine(session, layout, transform=transform, extra=extra) as engine:
         for positions in plan_batches([query.n_tokens for query in queries], token_budget=token_budget):
             rows = engine.rows(collate([queries[i] for i in positions], pad_id=session.pad_id), measure)
             where = torch.tensor(positions)
             value_Q[where] = rows.value_B.double().cpu()
-            for name, values in zip(features, (rows.gradient_BD, rows.representation_BH, rows.representation_response_BH), strict=True):
+            further = [feature.of_query(rows.extra[feature.name]) for feature in engine.features]
+            found = (rows.gradient_BD, rows.representation_BH, rows.representation_response_BH, *further)
+            for name, values in zip(features, found, strict=True):
                 features[name][where] = values.float().cpu()
     _check_finite(queries, value_Q, features["gradient"])
-    columns = {**example_columns(queries), "measure": value_Q.numpy(), "bad": [False] * len(queries)}
+    measured = {"measure": value_Q.numpy(), "measure_name": [measure.name] * len(queries)}
+    columns = {**example_columns(queries), **measured, "bad": [False] * len(queries)}
     return MemoryIndex([query.id for query in queries], layout, "measure", features, columns)
 
 

@@ -16,6 +16,8 @@ from headwater.types import Index, IntegrityError, Member, MemberRole, ModelSour
 Text = Literal["prompt", "response", "both"]
 Weights = Literal["learning_rate", "equal"]
 
+STORED_WHERE = {"rept": "`--set store.rept_layer=-1`: -1 is the last layer"}  # features that an index has where it is told to
+
 MEMBERS = "members:"  # in a method's `requires`, before the role of the members it needs
 ROLES: dict[MemberRole, str] = {
     "checkpoint": "the rows at earlier checkpoints of the training",
@@ -38,13 +40,8 @@ def check(method: Any, index: Index, queries: Index) -> None:
     UsageError: a feature or a member that is not there, or query and train swapped. LayoutMismatch: gradients of other parameters.
     """
     roles = wanted_roles(method, index)
-    for side, name in ((index, "the index"), (queries, "the queries")):
-        missing = sorted(name for name in method.requires - side.features if not name.startswith(MEMBERS))
-        if missing:
-            raise UsageError(
-                f"{method.name} needs {', '.join(missing)}, missing in {name} (there: {', '.join(sorted(side.features)) or 'nothing'}). "
-                "Index again with it, or choose another method: `headwater methods` says what each needs."
-            )
+    check_features(method, index, "the index")
+    check_features(method, queries, "the queries")
     of_gradients = any(feature.startswith("gradient") for feature in method.requires)
     if of_gradients or roles:
         _check_sides(method.name, index, queries)
@@ -52,6 +49,17 @@ def check(method: Any, index: Index, queries: Index) -> None:
         index.layout.check(queries.layout)
     for role in roles:
         pairs(index, queries, role)
+
+
+def check_features(method: Any, side: Index, name: str) -> None:
+    """Raise UsageError unless a side has the features that the method needs."""
+    missing = sorted(feature for feature in method.requires - side.features if not feature.startswith(MEMBERS))
+    if missing:
+        with_it = "".join(f" ({STORED_WHERE[feature]})" for feature in missing if feature in STORED_WHERE)
+        raise UsageError(
+            f"{method.name} needs {', '.join(missing)}, missing in {name} (there: {', '.join(sorted(side.features)) or 'nothing'}). "
+            f"Index again with it{with_it}, or choose another method: `headwater methods` says what each needs."
+        )
 
 
 # -------------------------------------------------------------------------------------------------------- members

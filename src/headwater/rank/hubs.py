@@ -8,7 +8,7 @@ given against the row's own distribution: z says how far out it is, p how often 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -57,10 +57,19 @@ class ReferenceQueries:
         return values_QR if scale_N is None else values_QR * scale_N
 
     def column(self, name: str) -> np.ndarray:
+        if name == "measure":
+            return -self.index.column("loss")[self.positions_R]
+        if name == "measure_name":
+            return np.full(len(self), "response_log_probability", dtype=object)
         return self.index.column(name)[self.positions_R]
 
     def members(self, role: MemberRole) -> tuple[Member, ...]:
-        return tuple(replace(member, index=ReferenceQueries(member.index, self.positions_R)) for member in self.index.members(role))
+        """A query's side of an Adam member is a plain gradient, which the checkpoint of the same step has; without one it is left out."""
+        members = self.index.members(role)
+        if role == "adam":
+            plain = {member.step: member.index for member in self.index.members("checkpoint")}
+            members = tuple(replace(member, index=plain[member.step]) for member in members if member.step in plain)
+        return tuple(replace(member, index=ReferenceQueries(member.index, self.positions_R)) for member in members)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +143,15 @@ def reference_scores(method: Method, state: State, index: Index, *, n_reference:
     values_RN = method.score(state, index, ReferenceQueries(index, positions_R)).values_QN.copy()
     values_RN[_related(index, positions_R)] = np.nan
     return Reference(values_RN)
+
+
+def can_refer(index: Index, roles: Collection[MemberRole]) -> bool:
+    """Whether rows can stand in the place of queries for a method that uses members of these roles.
+
+    Not where an Adam member has no checkpoint member of its step: its rows are updates, and a query's side is a plain gradient.
+    """
+    plain = {member.step for member in index.members("checkpoint")} if "adam" in roles else set()
+    return "adam" not in roles or all(member.step in plain for member in index.members("adam"))
 
 
 def benjamini_hochberg(p_QN: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,12 +23,13 @@ from headwater.index.atomic import write_atomically, write_json
 from headwater.index.memory import MemoryIndex
 from headwater.index.queries import position_gradients, query_index, query_members, target_log_probs
 from headwater.index.read import StoredIndex
-from headwater.methods.shared import members_of, wanted_roles
+from headwater.methods.shared import check_features, members_of, wanted_roles
 from headwater.model import measures
 from headwater.model.session import Session
 from headwater.progress import say, track
 from headwater.rank.answer import rank
-from headwater.rank.hubs import reference_scores
+from headwater.rank.by_group import adds_up
+from headwater.rank.hubs import can_refer, reference_scores
 from headwater.recipe import DEFAULT_METHODS, TraceRecipe
 from headwater.types import Example, IntegrityError, Measure, MemberRole, Method, Scores, State, UsageError
 
@@ -94,8 +95,10 @@ def trace_queries(
     roles = _roles(chosen.values(), index)
     for role in roles:
         members_of(index, role)  # what a method lacks is said before anything is computed
+    for method in chosen.values():
+        check_features(method, index, "the index")
     at_members = query_members(session, index, roles, queries, measure)
-    queried = query_index(session, index.layout, queries, measure).with_members(at_members)
+    queried = query_index(session, index.layout, queries, measure, extra=index.spec.extra).with_members(at_members)
     asked = _Asked(recipe, session, index, queries, queried, measure, chosen)
     answers = {
         name: _answer(asked, method)
@@ -135,7 +138,7 @@ def check_index(index: StoredIndex, session: Session) -> None:
 def fitted(method: Method, index: StoredIndex) -> State:
     """The method's state for these rows and members: read from `state/` where it was kept, else fitted and kept."""
     used = _members_key(index, _roles([method], index))
-    key = _digest([index.spec.fingerprint, list(index.ids), method.name, asdict(method), *used])  # pyright: ignore[reportArgumentType]
+    key = _digest([index.spec.fingerprint, list(index.ids), repr(method), *used])
     path = index.run / "state" / f"{method.name}-{key}.safetensors"
     if path.exists():
         return safetensors.torch.load(path.read_bytes())
@@ -160,11 +163,13 @@ def _members_key(index: StoredIndex, roles: Sequence[MemberRole]) -> list[Any]:
 
 def _answer(asked: _Asked, method: Method) -> _Answer:
     state = fitted(method, asked.index)
+    if hasattr(method, "for_task"):  # what depends on the set of queries is settled once, for the reference queries too
+        state = cast(Any, method).for_task(state, asked.index, asked.queries)
     scores = method.score(state, asked.index, asked.queries)
-    if scores.unit is not None:  # a method that predicts a change predicts it in the measure's own unit
+    if adds_up(scores):  # a method that predicts a change of the measure predicts it in the measure's own unit
         scores = replace(scores, unit=asked.measure.unit)
     reference = None
-    if asked.n_reference >= SHORTEST_REFERENCE:
+    if asked.n_reference >= SHORTEST_REFERENCE and can_refer(asked.index, wanted_roles(method, asked.index)):
         reference = reference_scores(method, state, asked.index, n_reference=asked.n_reference, seed=asked.recipe.seed)
     return _Answer(scores, rank(scores, reference, asked.index, asked.queries, k=asked.recipe.k))
 

@@ -1,0 +1,165 @@
+"""Every method over members in one trace of a real training's output folder; the RepT feature on disk; groups and tokens of its scores."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+
+import headwater
+from headwater.api import Trace
+from headwater.training.callback import HeadwaterCallback
+from headwater.types import UsageError
+from tests.e2e.conftest import QUERY, ROWS, Answer, write_rows
+from tests.trainer import make_trainer, train
+
+METHODS: dict[str, dict[str, Any]] = {
+    "grad_cos": {}, "grad_dot": {}, "relatif": {}, "self_influence": {}, "tracin": {"batch_size": 6}, "less": {}, "trak": {},
+    "trackstar": {"task_share": 0.2}, "dda": {}, "rept": {},
+}  # fmt: skip
+INDEX: dict[str, Any] = {"store__dtype": "float32", "sketch__whole_below": 200, "sketch__rank": 4, "store__rept_layer": -1}
+
+
+@dataclass(frozen=True)
+class World:
+    """A finished training, an index with every kind of member, and a trace by every method. Nobody writes into it."""
+
+    root: Path
+    run: Path
+    trace: Trace
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("attribution")
+    train(make_trainer(root / "out", callback=HeadwaterCallback(initial_weights=True)))
+    data, roles = write_rows(root / "train.jsonl", ROWS), ["checkpoint", "base", "adam", "second_moment", "seed"]
+    index = headwater.index(data=data, out=root / "run", from_run=root / "out", members__roles=roles, members__sketch_seeds=[7], **INDEX)
+    return World(root, index.path, headwater.trace(index, prompt=QUERY[1], response=QUERY[3], methods=METHODS, n_reference=8))
+
+
+@pytest.fixture
+def run(world: World, tmp_path: Path) -> Path:
+    return shutil.copytree(world.run, tmp_path / "run")
+
+
+# ----------------------------------------------------------------------------------------------- methods over members
+
+
+def test_every_method_answers(world: World) -> None:
+    assert world.trace.methods == list(METHODS)
+    for name, scores in world.trace.scores.items():
+        assert np.isfinite(scores.values_QN).all(), name
+        assert np.ptp(scores.values_QN) > 0, name
+
+
+def test_scores_are_the_formulas_of_the_members_rows(world: World) -> None:
+    """From what is stored and the queries computed anew on each model: nothing of the trace but its numbers is used."""
+    from headwater.corpus import read_queries
+    from headwater.index.build import encoding, open_session
+    from headwater.index.queries import query_index
+    from headwater.model import measures
+    from headwater.recipe import IndexRecipe, ModelOptions
+
+    index = headwater.load(world.run).index
+    recipe = IndexRecipe.parse(headwater.load(world.run).record["recipe"])
+    main = open_session(recipe.model)
+    query = read_queries([{"prompt": QUERY[1], "response": QUERY[3]}], main.tokenizer, **encoding(recipe.data, main))
+
+    def asked(folder: Path, layout: Any) -> np.ndarray:
+        session = open_session(ModelOptions(path=str(folder)), tokenizer=main.tokenizer)
+        return query_index(session, layout, query, measures.get("response_log_probability")).take("gradient", [0]).numpy()
+
+    def rows(one: Any) -> np.ndarray:
+        return one.take("gradient", range(len(one))).numpy()
+
+    def cosine(h: np.ndarray, g: np.ndarray) -> np.ndarray:
+        return (h @ g.T / np.linalg.norm(h) / np.linalg.norm(g, axis=1))[0]
+
+    checkpoints = [(m, asked(world.root / "out" / m.name, m.index.layout)) for m in index.members("checkpoint")]
+    tracin = -sum(m.learning_rate * (h @ rows(m.index).T)[0] for m, h in checkpoints) / 6  # type: ignore[operator]
+    np.testing.assert_allclose(world.trace.scores["tracin"].values_QN[0], tracin, rtol=1e-3, atol=1e-3 * abs(tracin).max())
+    plain = {m.step: h for m, h in checkpoints}
+    less = -sum(m.learning_rate * cosine(plain[m.step], rows(m.index)) for m in index.members("adam"))  # type: ignore[operator]
+    np.testing.assert_allclose(world.trace.scores["less"].values_QN[0], less, rtol=1e-3, atol=1e-3 * abs(less).max())
+    base = index.members("base")[0].index
+    dda = cosine(asked(world.root / "out" / "headwater-initial", base.layout), rows(base))
+    dda = dda - np.mean([cosine(h, rows(m.index)) for m, h in checkpoints], axis=0)
+    np.testing.assert_allclose(world.trace.scores["dda"].values_QN[0], dda, rtol=1e-3, atol=1e-3 * abs(dda).max())
+
+
+def test_units_say_what_predicts_a_change(world: World) -> None:
+    units = {method["name"]: method["unit"] for method in world.trace.record["methods"]}
+    assert {name for name, unit in units.items() if unit == "nats"} == {"grad_dot", "self_influence", "tracin"}
+
+
+def test_reference_queries_reach_the_members(world: World) -> None:
+    """z and q of methods over members; for LESS the reference's side is the plain gradient that its checkpoint has."""
+    ranked = world.trace.record["queries"][0]["ranked"]
+    for name in METHODS:
+        assert all(row["q"] is not None for row in ranked[name]["proponents"]), name
+
+
+def test_less_without_plain_gradients_at_its_steps_has_no_reference(world: World, run: Path) -> None:
+    for member in (run / "members").glob("checkpoint-*"):
+        shutil.rmtree(member)
+    traced = headwater.trace(run, prompt=QUERY[1], response=QUERY[3], methods=["less"], n_reference=8)
+    assert all(row["z"] is None for row in traced.record["queries"][0]["ranked"]["less"]["proponents"])
+    np.testing.assert_array_equal(traced.scores["less"].values_QN, world.trace.scores["less"].values_QN)
+
+
+def test_the_rept_feature_is_stored_and_named(world: World) -> None:
+    index = headwater.load(world.run).index
+    assert index.spec.extra == {"rept": {"width": 32, "layer": -1}}
+    first = index.take("rept", range(len(index)))
+    np.testing.assert_allclose(first[:, :16], index.take("representation", range(len(index))), rtol=1e-5)
+    assert not any(member.index.spec.extra for member in index.members("base"))  # type: ignore[attr-defined]
+
+
+def test_rept_without_its_feature_says_what_is_missing(world: World, tmp_path: Path) -> None:
+    run = headwater.index(world.root / "out", world.root / "train.jsonl", tmp_path / "plain")
+    with pytest.raises(UsageError, match="rept needs rept, missing in the index"):
+        headwater.trace(run, prompt=QUERY[1], response=QUERY[3], methods=["rept"])
+
+
+def test_states_are_kept_and_used_again(world: World, run: Path) -> None:
+    kept = {path.name for path in (run / "state").iterdir()}
+    assert {name.rpartition("-")[0] for name in kept} >= {"relatif", "self_influence", "less", "trak", "trackstar", "dda", "rept"}
+    headwater.trace(run, prompt=QUERY[1], response=QUERY[3], methods=METHODS, n_reference=8)
+    assert {path.name for path in (run / "state").iterdir()} == kept
+
+
+# ------------------------------------------------------------------------------------------------------------ groups
+
+
+def test_export_by_source(world: World, run: Path, cli: Callable[..., Answer]) -> None:
+    answer = cli("export", run, "--by", "source", "--json")
+    assert (answer.code, answer.json["lines"]) == (0, 2)
+    table = pd.read_csv(answer.json["path"]).set_index("method")
+    assert set(table.index) == {"grad_dot", "tracin"}
+    for name in table.index:
+        assert float(table.loc[name, "score"]) == pytest.approx(float(world.trace.scores[name].values_QN.sum()), rel=1e-4)
+    refused = cli("export", run, "--by", "source", "--method", "grad_cos")
+    assert refused.code == 2
+    assert "grad_cos only ranks" in refused.err
+
+
+def test_a_trace_sums_over_groups(world: World) -> None:
+    table = world.trace.by_group("near_duplicates", method="grad_dot")
+    assert table["n_rows"].sum() == len(ROWS)
+    assert float(table["score"].sum()) == pytest.approx(float(world.trace.scores["grad_dot"].values_QN.sum()), rel=1e-4)
+
+
+def test_replay_repeats_it(world: World, run: Path, cli: Callable[..., Answer], tmp_path: Path) -> None:
+    answer = cli("replay", run, "-o", tmp_path / "again", "--json")
+    assert answer.json["identical"], answer.json
+    assert json.loads((tmp_path / "again" / "index" / "index.json").read_text())["extra"]["rept"]["layer"] == -1
+    safetensors.torch.load_file(next((tmp_path / "again" / "scores").glob("*/rept.safetensors")))
