@@ -123,6 +123,7 @@ def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("headwater.methods._methods", dict(headwater_methods()))
+    monkeypatch.setattr("headwater.curvature._curvatures", dict(headwater_curvatures()))
     return tmp_path
 
 
@@ -131,6 +132,12 @@ def headwater_methods() -> dict[str, type[Any]]:
     from headwater import methods
 
     return methods._methods
+
+
+def headwater_curvatures() -> dict[str, type[Any]]:
+    from headwater import curvature
+
+    return curvature._curvatures
 
 
 def _write_lines(path: Path, rows: Any) -> None:

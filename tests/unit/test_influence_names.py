@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -97,3 +98,24 @@ def test_the_provenance_says_how_the_solves_ended() -> None:
     assert damping["rule"] == "0.1 * mean_eigenvalue"
     assert 0 < damping["least"] <= damping["largest"]
     json.dumps([dict(one.provenance) for one in scores], allow_nan=False)
+
+
+def test_a_curvature_that_is_registered_is_a_method_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curvature, "_curvatures", dict(curvature._curvatures))
+
+    @dataclass(frozen=True)
+    class Third(Fisher):
+        name = "third_curvature"
+
+    assert curvature.register(Third) is Third
+    assert curvature.register(Third) is Third, "a module that is imported twice is no second curvature"
+    assert "third_curvature" in names()
+    assert get("third_curvature", joint=True) == Influence(Third(joint=True))
+    assert {line["name"] for line in table()} >= {"third_curvature"}
+
+    @dataclass(frozen=True)
+    class Taken(Fisher):
+        name = "cg"
+
+    with pytest.raises(UsageError, match=r"a curvature named 'cg' is registered already \(headwater\.curvature\.cg\.CG\)"):
+        curvature.register(Taken)

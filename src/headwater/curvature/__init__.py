@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, TypeVar
 
 from headwater.curvature.arnoldi import Arnoldi
 from headwater.curvature.cg import CG
@@ -29,11 +29,27 @@ __all__ = [
     "find",
     "get",
     "names",
+    "register",
     "table",
 ]
 
+AnyCurvature = TypeVar("AnyCurvature", bound=type[Any])
+
 _all = (Identity, Fisher, DataInf, CG, LiSSA, LiSSAReleased, Arnoldi, Nystrom)
 _curvatures: dict[str, type[Any]] = {curvature.name: curvature for curvature in _all}
+
+
+def register(curvature_class: AnyCurvature) -> AnyCurvature:
+    """Make a curvature known under its `name`, and influence with it as a method; usable as a class decorator.
+
+    Raises UsageError where another has that name.
+    """
+    known = _curvatures.setdefault(curvature_class.name, curvature_class)
+    if known is not curvature_class:
+        raise UsageError(
+            f"a curvature named {known.name!r} is registered already ({known.__module__}.{known.__qualname__}): choose another name"
+        )
+    return curvature_class
 
 
 def names() -> list[str]:

@@ -79,14 +79,19 @@ for _method in (GradDot, GradCos, RepSim, RepSimResponse, Lexical, Embedding, Le
     register(_method)
 for _method in (RelatIF, SelfInfluence, TracIn, Less, Trak, TrackStar, DDA, RepT):
     register(_method)
-for _name in curvature.names():
-    if _name != "identity":  # grad_dot is influence with it
-        _methods[_name] = InfluenceBy(_name)
+
+
+def _influences() -> dict[str, InfluenceBy]:
+    """Influence by each curvature, one that was registered later too. That with the identity is grad_dot."""
+    return {name: InfluenceBy(name) for name in curvature.names() if name != "identity" and name not in _methods}
+
+
+_methods |= _influences()
 
 
 def names() -> list[str]:
     """Every method's name: the registered ones in order, then those that installed packages declare."""
-    return list({**_methods, **_declared()})
+    return list({**_methods, **_influences(), **_declared()})
 
 
 def get(name: str, **options: Any) -> Method:
@@ -109,8 +114,8 @@ def _declared() -> dict[str, EntryPoint]:
 
 
 def _find(name: str) -> Callable[..., Any]:
-    if name in _methods:
-        return _methods[name]
+    if found := {**_influences(), **_methods}.get(name):
+        return found
     if name in _declared():
         return _load(_declared()[name])
     close = difflib.get_close_matches(name, names(), n=3)
