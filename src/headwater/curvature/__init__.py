@@ -9,8 +9,12 @@ from headwater.curvature.arnoldi import Arnoldi
 from headwater.curvature.cg import CG
 from headwater.curvature.damping import Damping
 from headwater.curvature.datainf import DataInf
+from headwater.curvature.ekfac import EKFAC
+from headwater.curvature.ekfac_cg import EKFACCG
 from headwater.curvature.fisher import Fisher
+from headwater.curvature.ggn import GGN
 from headwater.curvature.identity import Identity
+from headwater.curvature.kfac import KFAC
 from headwater.curvature.lissa import LiSSA
 from headwater.curvature.lissa_released import LiSSAReleased
 from headwater.curvature.nystrom import Nystrom
@@ -18,6 +22,10 @@ from headwater.types import Curvature, UsageError
 
 __all__ = [
     "CG",
+    "EKFAC",
+    "EKFACCG",
+    "GGN",
+    "KFAC",
     "Arnoldi",
     "Curvature",
     "DataInf",
@@ -35,7 +43,7 @@ __all__ = [
 
 AnyCurvature = TypeVar("AnyCurvature", bound=type[Any])
 
-_all = (Identity, Fisher, DataInf, CG, LiSSA, LiSSAReleased, Arnoldi, Nystrom)
+_all = (Identity, Fisher, GGN, DataInf, LiSSA, LiSSAReleased, CG, Arnoldi, KFAC, EKFAC, EKFACCG, Nystrom)
 _curvatures: dict[str, type[Any]] = {curvature.name: curvature for curvature in _all}
 
 

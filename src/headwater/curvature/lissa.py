@@ -45,7 +45,8 @@ class LiSSA:
     Agarwal et al. 2017; Koh and Liang 2017, section 3, but with the damping inside: their `x <- v + (1-d) x - C x / s` has damping `d s`.
     C is the reference operator, damping per block as in CG. `batch_rows` rows are drawn for each step, or all taken (None); each time as
     many as the source has were drawn, a step takes them all, which gives the true residual. `repeats` runs with draws of their own are
-    averaged: their variance falls as 1 / repeats.
+    averaged: their variance falls as 1 / repeats. With `average` a run's answer is the mean of its iterates over the last half of its steps
+    (Polyak and Juditsky 1992), which takes most of the noise of small batches out of it; its residual is taken at the end only.
 
     s starts a tenth above the whole operator's largest eigenvalue. An x longer than `||v|| / lambda`, or a residual above that of x = 0,
     says that a batch had an eigenvalue beyond s: that vector starts again with s doubled. Where the steps end in that state it is
@@ -57,6 +58,7 @@ class LiSSA:
     damping: float | str = RULE
     tolerance: float = 1e-3
     max_steps: int = 1000
+    average: bool = False
     batch_rows: int | None = None
     repeats: int = 1
     seed: int = 0
@@ -86,7 +88,8 @@ class LiSSA:
 
     def _run(self, state: State, source: Source, v_KD: Tensor, repeat: int) -> Solve:
         whole, operators = damped_reference(state, source), self._operators(state, source, repeat)
-        series = _Series(v_KD, float(state["scale"]), float(state["damping"].min()), self.tolerance)
+        settings = v_KD, float(state["scale"]), float(state["damping"].min()), self.tolerance
+        series = _Averaged(*settings, self.max_steps) if self.average else _Series(*settings)
         for operator in islice(operators, self.max_steps - 1):
             series.step(operator or whole, whole=operator is None)
             if not len(series.left_A):
@@ -153,3 +156,28 @@ class _Series:
     def _restart(self, chosen_A: Tensor) -> None:
         self.scale_K[chosen_A] *= 2
         self.x_KD[chosen_A], self.steps_K[chosen_A] = self.v_KD[chosen_A] / self.scale_K[chosen_A, None], 1
+
+
+class _Averaged(_Series):
+    """A run whose answer is a mean of iterates. A single one's residual is mostly noise, which must not stop it or start it again."""
+
+    def __init__(self, v_KD: Tensor, scale: float, least_damping: float, tolerance: float, max_steps: int) -> None:
+        super().__init__(v_KD, scale, least_damping, tolerance)
+        self.sum_KD, self.counted_K = torch.zeros_like(v_KD), torch.zeros_like(self.scale_K)
+        self.max_steps, self.span_K = max_steps, torch.full_like(self.scale_K, max_steps)  # steps there are since the last start
+
+    def step(self, operator: Operator, *, whole: bool) -> None:
+        super().step(operator, whole=False)
+        late_A = self.left_A[2 * self.steps_K[self.left_A] > self.span_K[self.left_A]]
+        self.sum_KD[late_A] += self.x_KD[late_A]
+        self.counted_K[late_A] += 1
+
+    def end(self, whole: Operator) -> Solve:
+        known_K = self.counted_K > 0
+        self.x_KD[known_K] = self.sum_KD[known_K] / self.counted_K[known_K, None]
+        return super().end(whole)
+
+    def _restart(self, chosen_A: Tensor) -> None:
+        super()._restart(chosen_A)
+        self.sum_KD[chosen_A], self.counted_K[chosen_A] = 0, 0
+        self.span_K[chosen_A] = self.max_steps - self.steps
