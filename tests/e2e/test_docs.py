@@ -299,7 +299,7 @@ def make_one_of_everything(folder: Path) -> None:
     from headwater.api import load
     from headwater.index.tombstones import add_tombstones
 
-    run = headwater.index("model", "train.jsonl", "run", store__dtype="int8")
+    run = headwater.index("model", "train.jsonl", "run", store__dtype="int8", members__roles=["seed"], members__sketch_seeds=[3])
     more = [{"prompt": "What is the capital of Spain?", "response": "It is Madrid."}]
     headwater.index("model", more, "run", append=True, store__dtype="int8")
     add_tombstones(run.path, [run.index.ids[3]], reason="a test")
@@ -309,7 +309,8 @@ def make_one_of_everything(folder: Path) -> None:
 
 def generic(path: Path) -> str:
     """A file's name with its variable parts as the page writes them."""
-    text = path.as_posix()
+    text = re.sub(r"^members/[\w-]+/(?!member\.json).*", "members/NAME/...", path.as_posix())
+    text = re.sub(r"^members/[\w-]+/", "members/NAME/", text)
     text = re.sub(r"\d{9}-\d{9}", "A-B", text)
     text = re.sub(r"^(run|corpus|recipe)-\d+\.", r"\1-K.", text)
     text = re.sub(r"tombstones/[0-9a-f]{16}", "tombstones/HASH", text)
