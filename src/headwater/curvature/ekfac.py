@@ -14,13 +14,14 @@ from headwater.curvature.kronecker import (
     Precision,
     as_matrices,
     bases,
+    finite_rows,
     fit_bases,
     in_precision,
     mean_squares,
     solve_in_basis,
     zip_blocks,
 )
-from headwater.curvature.operators import check_width, finite_blocks
+from headwater.curvature.operators import check_width, finite, finite_blocks
 from headwater.types import FactorBatch, Labels, Layout, ModelSource, Solve, Source, State
 
 
@@ -61,13 +62,13 @@ class EKFAC:
 
 def corrected_eigenvalues(state: State, source: Source, labels: Labels, precision: Precision = "float32") -> Tensor:
     """[D] `E_n[(Q_S' G_n Q_A)^2]` in the layout's order: squares of each row's whole gradient, not of its positions."""
-    rotated = bases(state, source.layout)
+    layout, rotated = source.layout, bases(state, source.layout)
     if isinstance(source, ModelSource) and not _keeps(source, labels):
+        batches = map(finite_rows, source.factors(labels))
         rotated = {name: basis.cast(precision) for name, basis in rotated.items()}
-        batches = (_rotated_factors(batch, rotated, precision) for batch in source.factors(labels))
-        return mean_squares(source.layout, batches, len(source))
-    rows = (rows_BD for _, rows_BD in source.rows(labels)) if isinstance(source, ModelSource) else finite_blocks(source)
-    return mean_squares(source.layout, (_rotated_rows(rows_BD, source.layout, rotated) for rows_BD in rows), len(source))
+        return mean_squares(layout, (_rotated_factors(batch, rotated, precision) for batch in batches))
+    rows = (finite(rows_BD) for _, rows_BD in source.rows(labels)) if isinstance(source, ModelSource) else finite_blocks(source)
+    return mean_squares(layout, (_rotated_rows(rows_BD, layout, rotated) for rows_BD in rows))
 
 
 def _keeps(source: ModelSource, labels: Labels) -> bool:

@@ -39,7 +39,7 @@ class EKFACCG:
 
     def solve(self, state: State, source: Source, b_KD: Tensor) -> Solve:
         check_width(b_KD, source.layout)
-        b_KD = working(b_KD, source)
+        dtype, b_KD = b_KD.dtype, working(b_KD, source)
 
         def precondition(r_KD: Tensor) -> Tensor:
             return solve_in_basis(state, source.layout, r_KD)
@@ -52,4 +52,4 @@ class EKFACCG:
             max_steps=self.max_steps,
             x0=precondition(b_KD),
         )
-        return Solve(solve.value, solve.status, solve.steps, solve.residual_K, reference_operator(source)[0])
+        return Solve(solve.value.to(dtype), solve.status, solve.steps, solve.residual_K, reference_operator(source)[0])

@@ -35,7 +35,7 @@ class KFAC:
     def fit(self, source: Source) -> State:
         state = dict(fit_bases(source, self.labels, self.precision))
         eigenvalues_D = kfac_eigenvalues(state, source)
-        means = [part.mean() for part in source.layout.split(eigenvalues_D).values()]
+        means = [part.double().mean() for part in source.layout.split(eigenvalues_D).values()]
         return {**state, "eigenvalues": eigenvalues_D, "damping": Damping.parse(self.damping).resolve(torch.stack(means))}
 
     def solve(self, state: State, source: Source, b_KD: Tensor) -> Solve:
@@ -50,10 +50,10 @@ def kfac_eigenvalues(state: State, source: Source) -> Tensor:
     eigenvalues_D = torch.zeros(layout.size, dtype=next(v for k, v in state.items() if k.startswith("left_values/")).dtype)
     parts = layout.split(eigenvalues_D)
     leaders = [layout.blocks[i].name for i in state["right_leader"].tolist()]
-    for block, leader in zip(layout.blocks, leaders, strict=True):
+    for block, leader, n_positions in zip(layout.blocks, leaders, state["positions"].tolist(), strict=True):
         left_O, right_I = state.get(f"left_values/{block.name}"), state.get(f"right_values/{leader}")
         if left_O is None or right_I is None:
             continue  # a block that no row used has no curvature
-        scale = float(state["positions"]) if live else 1 / max(float(left_O.sum()), torch.finfo(left_O.dtype).tiny)
+        scale = n_positions if live else 1 / max(float(left_O.sum()), torch.finfo(left_O.dtype).tiny)
         parts[block.name].copy_((scale * torch.outer(left_O, right_I)).reshape(block.stored))
     return eigenvalues_D

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from headwater.curvature.operators import finite_blocks
 from headwater.index.scan import bfloat16_is_fast
-from headwater.types import Block, Factors, Labels, Layout, ModelSource, Source, State
+from headwater.types import Block, FactorBatch, Factors, Labels, Layout, ModelSource, Source, State
 
 LARGEST_SIDE = 8192  # a longer side (a vocabulary) keeps its own basis: its covariance would be too large to form and to diagonalise
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -32,13 +32,14 @@ class Side:
     vectors: Tensor | None
 
     def rotate(self, x: Tensor) -> Tensor:
-        """`[..., X]` into the eigenbasis: `x Q`."""
-        return x if self.vectors is None else x @ self.vectors
+        """`[..., X]` into the eigenbasis: `x Q`, in x's dtype."""
+        return x if self.vectors is None else x @ self.vectors.to(x.dtype)
 
     def rotate_back(self, x: Tensor) -> Tensor:
-        return x if self.vectors is None else x @ self.vectors.T
+        return x if self.vectors is None else x @ self.vectors.T.to(x.dtype)
 
     def cast(self, precision: Precision) -> Side:
+        """Its vectors in the dtype of the products that it is to stand in, so that they are not cast anew for each."""
         return self if self.vectors is None else Side(in_precision(self.vectors, precision))
 
 
@@ -69,8 +70,8 @@ class SecondMoments:
         self.counts: dict[str, float] = {}
         self.leader: dict[str, str] = {}
 
-    def add(self, vectors: Mapping[str, Tensor], count: float) -> None:
-        """{block: [n, X]}: the same tensor object under several names is summed once, under the first."""
+    def add(self, vectors: Mapping[str, Tensor], counts: Mapping[str, int]) -> None:
+        """{block: [n, X]} and what each n counts for: the same tensor object under several names is summed once, under the first."""
         first: dict[int, str] = {}
         for name, x_nX in vectors.items():
             leader = self.leader.setdefault(name, first.setdefault(id(x_nX), name))
@@ -79,9 +80,10 @@ class SecondMoments:
             if name not in self.sums:
                 size = x_nX.shape[1]
                 shape = (size, size) if size <= LARGEST_SIDE else (size,)
-                self.sums[name], self.counts[name] = x_nX.new_zeros(shape), 0.0
+                dtype = torch.promote_types(x_nX.dtype, torch.float32)
+                self.sums[name], self.counts[name] = x_nX.new_zeros(shape, dtype=dtype), 0.0
             accumulate(self.sums[name], in_precision(x_nX, self.precision))
-            self.counts[name] += count
+            self.counts[name] += counts[name]
 
     def eigen(self, name: str) -> tuple[Tensor, Tensor | None]:
         """(eigenvalues, eigenvectors as columns) of the mean; a side that was too long has its diagonal, and no vectors."""
@@ -90,7 +92,7 @@ class SecondMoments:
             return mean, None
         symmetric = torch.triu(mean) + torch.triu(mean, 1).T
         values, vectors = torch.linalg.eigh(symmetric.double())
-        return values.clamp(min=0).to(mean.dtype), vectors.to(mean.dtype)
+        return values.clamp(min=0).to(mean.dtype), vectors.to(mean.dtype).contiguous()
 
 
 def accumulate(total: Tensor, x_nX: Tensor) -> None:
@@ -104,38 +106,36 @@ def accumulate(total: Tensor, x_nX: Tensor) -> None:
 
 def in_precision(x: Tensor, precision: Precision) -> Tensor:
     """The factors of a product that is to be averaged over many rows: its rounding, at random, averages out. float64 stays."""
-    return x.to(torch.bfloat16) if chosen_precision(precision, x) == "bfloat16" else x
+    return x.to(product_dtype(precision, x))
 
 
-def chosen_precision(precision: Precision, x: Tensor) -> Precision:
-    """ "auto" is bfloat16 where the processor multiplies it fast and the numbers are float32."""
-    if precision != "auto":
-        return precision
-    fast = x.dtype == torch.float32 and (x.is_cuda or bfloat16_is_fast())
-    return "bfloat16" if fast else "float32"
+def product_dtype(precision: Precision, x: Tensor) -> torch.dtype:
+    """bfloat16 where that is asked for; by "auto" where the processor multiplies it fast and the numbers are float32. Else x's own."""
+    fast = precision == "auto" and x.dtype == torch.float32 and (x.is_cuda or bfloat16_is_fast())
+    return torch.bfloat16 if fast or precision == "bfloat16" else x.dtype
 
 
 # ------------------------------------------------------------------------------------------------------ from a source
 
 
 def fit_bases(source: Source, labels: Labels, precision: Precision = "float32") -> State:
-    """{"left/BLOCK", "right/BLOCK": eigenvectors; "left_values/BLOCK", "right_values/BLOCK"; "positions": [1] mean a row}. One pass.
+    """{"left/BLOCK", "right/BLOCK": eigenvectors; "left_values/BLOCK", "right_values/BLOCK"; "positions": [L] of a row, the mean}. One pass.
 
-    A side's tensors stand under the first of the blocks that share it. Where both sides' means are over the same positions, `A (x) S` times
-    "positions" is K-FAC's curvature.
+    A side's tensors stand under the first of the blocks that share it. Over a live model `positions * A (x) S` is K-FAC's curvature.
     """
     left, right = SecondMoments(precision), SecondMoments(precision)
-    n_positions = _from_factors(source, labels, left, right) if isinstance(source, ModelSource) else _from_rows(source, left, right)
-    state: dict[str, Tensor] = {"positions": torch.tensor([n_positions / max(len(source), 1)], dtype=torch.float64)}
+    n_rows = _from_factors(source, labels, left, right) if isinstance(source, ModelSource) else _from_rows(source, left, right)
+    names = [block.name for block in source.layout.blocks]
+    state = {
+        "positions": torch.tensor([left.counts.get(name, 0) / max(n_rows, 1) for name in names], dtype=torch.float64),
+        "right_leader": torch.tensor([names.index(right.leader.get(name, name)) for name in names]),
+    }
     for side, moments in (("left", left), ("right", right)):
         for name in moments.sums:
             values, vectors = moments.eigen(name)
             state[f"{side}_values/{name}"] = values
             if vectors is not None:
                 state[f"{side}/{name}"] = vectors
-    state["right_leader"] = torch.tensor(
-        [_index(source.layout, right.leader.get(block.name, block.name)) for block in source.layout.blocks]
-    )
     return state
 
 
@@ -148,18 +148,32 @@ def bases(state: State, layout: Layout) -> dict[str, Basis]:
     }
 
 
-def _from_factors(source: ModelSource, labels: Labels, left: SecondMoments, right: SecondMoments) -> float:
-    """Positions that were averaged over."""
-    n_positions = 0.0
-    for batch in source.factors(labels):
-        flat: dict[int, Tensor] = {}
-        inputs = {name: flat.setdefault(id(one.a_BTI), _used(one.a_BTI, one, batch.used_BT)) for name, one in batch.factors.items()}
+def _from_factors(source: ModelSource, labels: Labels, left: SecondMoments, right: SecondMoments) -> int:
+    """Rows that were averaged over. A block's positions are counted by block: a pooled one has one a row, one used twice has two."""
+    n_rows = 0
+    for batch in map(finite_rows, source.factors(labels)):
+        inputs: dict[int, Tensor] = {}
         outputs = {name: _used(one.g_BTO, one, batch.used_BT) for name, one in batch.factors.items()}
-        count = float(batch.used_BT.sum())
-        right.add(inputs, count)
-        left.add(outputs, count)
-        n_positions += count
-    return n_positions
+        for one in batch.factors.values():
+            if id(one.a_BTI) not in inputs:
+                inputs[id(one.a_BTI)] = _used(one.a_BTI, one, batch.used_BT)
+        counts = {name: len(d_nO) for name, d_nO in outputs.items()}
+        right.add({name: inputs[id(one.a_BTI)] for name, one in batch.factors.items()}, counts)
+        left.add(outputs, counts)
+        n_rows += len(batch.positions)
+    return n_rows
+
+
+def finite_rows(batch: FactorBatch) -> FactorBatch:
+    """The batch without its rows that are not finite: they have no curvature. A sum is finite only where all its terms are."""
+    tensors = {id(x): x for one in batch.factors.values() for x in (one.a_BTI, one.g_BTO)}
+    if all(bool(torch.isfinite(x.sum())) for x in tensors.values()):
+        return batch
+    finite_B = torch.stack([torch.isfinite(x).flatten(1).all(1) for x in tensors.values()]).all(0)
+    kept = {key: x[finite_B] for key, x in tensors.items()}
+    factors = {name: Factors(kept[id(one.a_BTI)], kept[id(one.g_BTO)]) for name, one in batch.factors.items()}
+    positions = [position for position, is_finite in zip(batch.positions, finite_B.tolist(), strict=True) if is_finite]
+    return FactorBatch(positions, factors, batch.used_BT[finite_B])
 
 
 def _used(x_BTX: Tensor, factors: Factors, used_BT: Tensor) -> Tensor:
@@ -168,14 +182,15 @@ def _used(x_BTX: Tensor, factors: Factors, used_BT: Tensor) -> Tensor:
     return x_BTX.reshape(-1, x_BTX.shape[-1]) if bool(used.all()) else x_BTX[used]
 
 
-def _from_rows(source: Source, left: SecondMoments, right: SecondMoments) -> float:
+def _from_rows(source: Source, left: SecondMoments, right: SecondMoments) -> int:
     n_rows = 0
     for rows_ND in finite_blocks(source):
         matrices = {block.name: as_matrices(part, block) for block, part in zip_blocks(source.layout, rows_ND)}
-        left.add({name: g_NOI.transpose(1, 2).reshape(-1, g_NOI.shape[1]) for name, g_NOI in matrices.items()}, len(rows_ND))
-        right.add({name: g_NOI.reshape(-1, g_NOI.shape[2]) for name, g_NOI in matrices.items()}, len(rows_ND))
+        counts = dict.fromkeys(matrices, len(rows_ND))
+        left.add({name: g_NOI.transpose(1, 2).reshape(-1, g_NOI.shape[1]) for name, g_NOI in matrices.items()}, counts)
+        right.add({name: g_NOI.reshape(-1, g_NOI.shape[2]) for name, g_NOI in matrices.items()}, counts)
         n_rows += len(rows_ND)
-    return float(n_rows)
+    return n_rows
 
 
 # -------------------------------------------------------------------------------------------------- in the eigenbasis
@@ -186,7 +201,7 @@ def solve_in_basis(state: State, layout: Layout, b_KD: Tensor, precision: Precis
     eigenvalues, rotated, x_KD = layout.split(state["eigenvalues"]), bases(state, layout), torch.empty_like(b_KD)
     parts = layout.split(x_KD)
     for (block, b), damping in zip(zip_blocks(layout, b_KD), state["damping"].tolist(), strict=True):
-        basis, scale_OI = rotated[block.name].cast(precision), as_matrices(eigenvalues[block.name].unsqueeze(0), block) + damping
+        basis, scale_OI = rotated[block.name], as_matrices(eigenvalues[block.name].unsqueeze(0), block) + damping
         inside_KOI = basis.rotate(in_precision(as_matrices(b, block), precision))
         parts[block.name].copy_(basis.rotate_back(inside_KOI / scale_OI.to(inside_KOI.dtype)).reshape(b.shape))
     return x_KD
@@ -202,19 +217,18 @@ def as_matrices(part: Tensor, block: Block) -> Tensor:
     return part if len(block.stored) == 2 else part.unsqueeze(-1)
 
 
-def mean_squares(layout: Layout, batches: Iterable[Iterable[tuple[str, Tensor]]], n_rows: int) -> Tensor:
+def mean_squares(layout: Layout, batches: Iterable[Iterable[tuple[str, Tensor]]]) -> Tensor:
     """[D] the mean over rows of the squares of (block, [B, O, I]) matrices that come batch by batch. The matrices are consumed."""
-    total_D: Tensor | None = None
+    total_D, n_rows = None, 0
     parts: Mapping[str, Tensor] = {}
     for batch in batches:
+        size = 0
         for name, g_BOI in batch:
             if total_D is None:
                 total_D = torch.zeros(layout.size, dtype=torch.promote_types(g_BOI.dtype, torch.float32), device=g_BOI.device)
                 parts = layout.split(total_D)
+            size = len(g_BOI)
             parts[name].add_(g_BOI.square_().sum(0, dtype=parts[name].dtype).reshape(parts[name].shape))
+        n_rows += size
     assert total_D is not None, "no rows to take the mean over"
     return total_D / max(n_rows, 1)
-
-
-def _index(layout: Layout, name: str) -> int:
-    return next(i for i, block in enumerate(layout.blocks) if block.name == name)

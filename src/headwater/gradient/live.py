@@ -30,7 +30,7 @@ KEEP_BYTES = 1 << 30  # rows are kept in memory, and served again without a pass
 class LiveSource:
     """`types.ModelSource` over a session. `layout` keeps everything whole; dropout is off, whatever the model's mode.
 
-    `keep` names the labels whose rows are wanted again later: where they all fit into `keep_bytes`, the first pass that computes factors
+    `bad` are positions of rows without a finite gradient: they have no curvature, and are NaN where rows are asked for. `keep` names the labels whose rows are wanted again later: where they all fit into `keep_bytes`, the first pass that computes factors
     runs one forward pass and a backward pass for each of them, and they are kept. Draws of sampled labels are keyed by `seed` and row.
     """
 
@@ -42,11 +42,13 @@ class LiveSource:
         *,
         token_budget: int = 1024,
         seed: int = 0,
+        bad: Collection[int] = (),
         keep: Collection[Labels] = (),
         keep_bytes: int = KEEP_BYTES,
     ) -> None:
         self.session, self.examples, self.seed, self.token_budget = session, examples, seed, token_budget
-        self._layout = layout
+        self._layout, self.bad = layout, frozenset(bad)
+        self._good = [i for i in range(len(examples)) if i not in self.bad]
         n_bytes = len(examples) * layout.size * session.dtype.itemsize * len(keep)
         self._keep: tuple[Labels, ...] = tuple(keep) if n_bytes <= keep_bytes else ()
         self._kept: dict[str, Tensor] = {}
@@ -65,7 +67,7 @@ class LiveSource:
     def factors(self, labels: Labels) -> Iterator[FactorBatch]:
         missing: list[Labels] = [kind for kind in self._keep if kind not in self._kept]
         kinds: Sequence[Labels] = [*missing, *([] if labels in missing else [labels])]
-        filling = {kind: torch.empty(len(self), self.layout.size, dtype=self.session.dtype) for kind in missing}
+        filling = {kind: torch.full((len(self), self.layout.size), torch.nan, dtype=self.session.dtype) for kind in missing}
         for positions, kind, batch in self._passes(kinds):
             if kind in filling:
                 filling[kind][torch.as_tensor(positions)] = dense_rows(self.layout, batch.factors, len(positions)).cpu()
@@ -91,8 +93,14 @@ class LiveSource:
                 pass
             yield from ((positions[0], rows_BD) for positions, rows_BD in self._kept_blocks("true"))
             return
+        start = 0
         for positions, _, batch in self._passes(["true"], in_order=True):
-            yield positions[0], dense_rows(self.layout, batch.factors, len(positions))
+            rows_BD = torch.full((positions[-1] + 1 - start, self.layout.size), torch.nan, dtype=self.session.dtype)
+            rows_BD[torch.as_tensor(positions) - start] = dense_rows(self.layout, batch.factors, len(positions)).cpu()
+            yield start, rows_BD
+            start += len(rows_BD)
+        if start < len(self):  # bad rows at the end
+            yield start, torch.full((len(self) - start, self.layout.size), torch.nan, dtype=self.session.dtype)
 
     def take(self, positions: Sequence[int] | np.ndarray) -> Tensor:
         """[K, D] the whole gradients of these rows' losses, in the order asked for."""
@@ -106,7 +114,7 @@ class LiveSource:
         return rows_KD
 
     def gauss_newton(self, v_KD: Tensor, positions: Sequence[int] | None = None) -> Tensor:
-        chosen = range(len(self)) if positions is None else positions
+        chosen = self._good if positions is None else [i for i in positions if i not in self.bad]
         total_KD = torch.zeros_like(v_KD)
         for batch in (self._collate([chosen[i] for i in some]) for some in self._plan(chosen)):
             total_KD += gauss_newton_product(self.session, self.layout, batch, v_KD)
@@ -122,8 +130,9 @@ class LiveSource:
         sink = FactorSink(self.layout, dtype=self.session.dtype)
         through_logits = head_parameter(self.session, self.layout) is not None
         with capturing(self.session.model, sink):
-            plan = self._plan(range(len(self)), in_order=in_order)
-            for positions in track(plan, total=len(plan), description=f"gradients of {len(self):,} rows"):
+            plan = self._plan(self._good, in_order=in_order)
+            for some in track(plan, total=len(plan), description=f"gradients of {len(self._good):,} rows"):
+                positions = [self._good[i] for i in some]
                 batch = self._collate(positions)
                 sink.start(*batch.tokens_BT.shape)
                 with torch.enable_grad():

@@ -5,7 +5,8 @@ Letters: Q queries · N rows · B rows of a batch · K vectors · D numbers of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +16,32 @@ from headwater.corpus import collate, plan_batches
 from headwater.gradient.live import LiveSource
 from headwater.gradient.rows import row_engine
 from headwater.gradient.sketch import sides
+from headwater.index.examples import stored_examples
 from headwater.index.memory import MemoryIndex
+from headwater.index.read import StoredIndex
 from headwater.index.scan import bfloat16_is_fast
-from headwater.types import Example, Factors, Index, IntegrityError, Layout, Measure, Member, MemberRole
+from headwater.model.session import Session
+from headwater.types import Block, Example, Factors, Index, IntegrityError, Labels, Layout, Measure, Member, MemberRole
 
 WHOLE = "gradient_whole"
+
+
+def needs_model(methods: Iterable[Any]) -> bool:
+    """Whether one of these methods computes with whole gradients, which are not stored."""
+    return any(WHOLE in method.requires for method in methods)
+
+
+def open_live(index: StoredIndex, session: Session, methods: Iterable[Any], data: Any = None) -> LiveIndex:
+    """The index with its model and the training rows, read again from the data that the run names (or `data`, of an index in memory).
+
+    Rows are kept after the first pass where they are small enough: those that are scanned, and those whose labels are drawn.
+    """
+    layout = Layout(tuple(Block(block.name, block.shape, block.shape) for block in index.layout.blocks))
+    scanned = any(getattr(method, "mode", None) == "exact" for method in methods)
+    examples = stored_examples(index, session, data=data)
+    bad = np.flatnonzero(index.column("bad")).tolist()
+    keep: tuple[Labels, ...] = ("true", "sampled") if scanned else ("sampled",)
+    return LiveIndex(index, LiveSource(session, examples, layout, bad=bad, keep=keep))
 
 
 class LiveIndex:
@@ -32,8 +54,8 @@ class LiveIndex:
         ids = tuple(example.id for example in source.examples)
         if ids != tuple(stored.ids):
             raise IntegrityError(
-                f"the index has {len(stored):,} rows, the training data gives {len(ids):,}, or others, or in another order: the data changed "
-                "since it was indexed. Give the data of the index, or index again."
+                f"the index has {len(stored):,} rows, the training data gives {len(ids):,}, or others, or in another order: the data "
+                "changed since it was indexed. Give the data of the index, or index again."
             )
         self.stored, self.source = stored, source
 
@@ -98,6 +120,7 @@ class LiveIndex:
             for start, rows_BD in self.source.blocks("gradient"):
                 values_QN[:, start : start + len(rows_BD)] = (queries_QD @ rows_BD.to(queries_QD.dtype).T).float().cpu()
             return values_QN
+        values_QN[:, sorted(self.source.bad)] = torch.nan
         wanted = {name: part.reshape(len(part), -1) for name, part in self.source.layout.split(queries_QD).items()}
         for batch in self.source.factors("true"):
             where = torch.as_tensor(batch.positions)

@@ -20,6 +20,8 @@ import torch
 
 from headwater import methods
 from headwater.index.atomic import write_atomically, write_json
+from headwater.index.examples import stored_examples
+from headwater.index.live import LiveIndex, LiveQueries, needs_model, open_live
 from headwater.index.memory import MemoryIndex
 from headwater.index.queries import position_gradients, query_index, query_members, target_log_probs
 from headwater.index.read import StoredIndex
@@ -30,8 +32,9 @@ from headwater.progress import say, track
 from headwater.rank.answer import rank
 from headwater.rank.by_group import adds_up
 from headwater.rank.hubs import can_refer, reference_scores
+from headwater.rank.tokens import TokenScores, check_supported, token_scores
 from headwater.recipe import DEFAULT_METHODS, TraceRecipe
-from headwater.types import Example, IntegrityError, Measure, MemberRole, Method, Scores, State, UsageError
+from headwater.types import Example, Index, IntegrityError, Measure, MemberRole, Method, Scores, State, UsageError
 
 __all__ = ["DEFAULT_METHODS", "Traced", "check_index", "default_measure", "fitted", "trace_queries"]
 
@@ -54,6 +57,7 @@ class _Asked:
     recipe: TraceRecipe
     session: Session
     index: StoredIndex
+    rows: Index  # what methods are given: the index, with the model at hand where one of them needs it
     examples: Sequence[Example]
     queries: MemoryIndex
     measure: Measure
@@ -81,12 +85,14 @@ def trace_queries(
     session: Session,
     measure: Measure | None = None,
     given: Sequence[Mapping[str, Any]] = (),
+    data: Any = None,
 ) -> Traced:
     """Score every training row for every query with every method of the recipe, rank, and write the record.
 
-    `measure` is one that is no built-in (`measures.custom`); `given` are the queries as the user wrote them, kept for `headwater replay`.
-    Cost: a pass over the queries, and for each method one or two scans of the index. Raises IntegrityError where the index is of another
-    model or unfinished, UsageError for wrong options.
+    `measure` is one that is no built-in (`measures.custom`); `given` are the queries as the user wrote them, kept for `headwater replay`;
+    `data` the rows of an index of data in memory, where the recipe asks for scores of tokens. Cost: a pass over the queries, and for each
+    method one or two scans of the index. Raises IntegrityError where the index is of another model or unfinished, UsageError for wrong
+    options.
     """
     index = StoredIndex.open(run)
     check_index(index, session)
@@ -95,17 +101,22 @@ def trace_queries(
     roles = _roles(chosen.values(), index)
     for role in roles:
         members_of(index, role)  # what a method lacks is said before anything is computed
+    rows = open_live(index, session, chosen.values(), data) if needs_model(chosen.values()) else index
     for method in chosen.values():
-        check_features(method, index, "the index")
+        check_features(method, rows, "the index")
+    if recipe.tokens:
+        check_supported(chosen[recipe.primary])
     at_members = query_members(session, index, roles, queries, measure)
     queried = query_index(session, index.layout, queries, measure, extra=index.spec.extra).with_members(at_members)
-    asked = _Asked(recipe, session, index, queries, queried, measure, chosen)
+    if isinstance(rows, LiveIndex):
+        queried = LiveQueries(queried, rows.source, queries, measure)
+    asked = _Asked(recipe, session, index, rows, queries, queried, measure, chosen)
     answers = {
         name: _answer(asked, method)
         for name, method in track(chosen.items(), total=len(chosen), description=f"scoring {len(queries)} queries")
     }
     folder = Path(run) / "scores" / _name(asked)
-    record = _record(asked, answers)
+    record = _record(asked, answers, _take_apart(asked, answers[recipe.primary].scores, data))
     _write(folder, record, {name: answer.scores for name, answer in answers.items()}, given)
     return Traced(folder, record, {name: answer.scores for name, answer in answers.items()})
 
@@ -135,14 +146,14 @@ def check_index(index: StoredIndex, session: Session) -> None:
         )
 
 
-def fitted(method: Method, index: StoredIndex) -> State:
-    """The method's state for these rows and members: read from `state/` where it was kept, else fitted and kept."""
+def fitted(method: Method, index: StoredIndex, rows: Index | None = None) -> State:
+    """The method's state for these rows and members: read from `state/` where it was kept, else fitted (to `rows`, where given) and kept."""
     used = _members_key(index, _roles([method], index))
     key = _digest([index.spec.fingerprint, list(index.ids), repr(method), *used])
     path = index.run / "state" / f"{method.name}-{key}.safetensors"
     if path.exists():
         return safetensors.torch.load(path.read_bytes())
-    state = method.fit(index)
+    state = method.fit(rows or index)
     if state:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, safetensors.torch.save({name: tensor.contiguous() for name, tensor in state.items()}))
@@ -162,19 +173,19 @@ def _members_key(index: StoredIndex, roles: Sequence[MemberRole]) -> list[Any]:
 
 
 def _answer(asked: _Asked, method: Method) -> _Answer:
-    state = fitted(method, asked.index)
+    state = fitted(method, asked.index, asked.rows)
     if hasattr(method, "for_task"):  # what depends on the set of queries is settled once, for the reference queries too
-        state = cast(Any, method).for_task(state, asked.index, asked.queries)
-    scores = method.score(state, asked.index, asked.queries)
+        state = cast(Any, method).for_task(state, asked.rows, asked.queries)
+    scores = method.score(state, asked.rows, asked.queries)
     if adds_up(scores):  # a method that predicts a change of the measure predicts it in the measure's own unit
         scores = replace(scores, unit=asked.measure.unit)
     reference = None
-    if asked.n_reference >= SHORTEST_REFERENCE and can_refer(asked.index, wanted_roles(method, asked.index)):
+    if asked.n_reference >= SHORTEST_REFERENCE and not needs_model([method]) and can_refer(asked.index, wanted_roles(method, asked.index)):
         reference = reference_scores(method, state, asked.index, n_reference=asked.n_reference, seed=asked.recipe.seed)
     return _Answer(scores, rank(scores, reference, asked.index, asked.queries, k=asked.recipe.k))
 
 
-def _record(asked: _Asked, answers: Mapping[str, _Answer]) -> dict[str, Any]:
+def _record(asked: _Asked, answers: Mapping[str, _Answer], taken_apart: Mapping[str, list[TokenScores]]) -> dict[str, Any]:
     """trace.json: what a reader needs without our code, and the recipe that repeats it."""
     recipe, session, index = asked.recipe, asked.session, asked.index
     return {
@@ -191,7 +202,7 @@ def _record(asked: _Asked, answers: Mapping[str, _Answer]) -> dict[str, Any]:
         "primary": recipe.primary,
         "recipe": {**recipe.model_dump(mode="json"), "measure": asked.measure.name},
         "methods": [_method_record(method, answers[name].scores) for name, method in asked.methods.items()],
-        "queries": [_query_record(asked, answers, q) for q in range(len(asked.examples))],
+        "queries": [_query_record(asked, answers, taken_apart, q) for q in range(len(asked.examples))],
         "rows": _rows(index, answers),
         "experiment": None,
     }
@@ -202,11 +213,13 @@ def _method_record(method: Method, scores: Scores) -> dict[str, Any]:
     return {"name": method.name, "unit": scores.unit, "summary": summary, "provenance": dict(scores.provenance)}
 
 
-def _query_record(asked: _Asked, answers: Mapping[str, _Answer], q: int) -> dict[str, Any]:
+def _query_record(asked: _Asked, answers: Mapping[str, _Answer], taken_apart: Mapping[str, list[TokenScores]], q: int) -> dict[str, Any]:
     query = asked.examples[q]
     texts = [asked.session.tokenizer.decode([token]) for token in query.tokens.tolist()]
     log_probs = target_log_probs(asked.session, query)
-    contributions = _contributions(asked, answers[asked.recipe.primary].scores, q)
+    matrices = taken_apart.get(query.id, [])
+    own = matrices[0].by_query_token.tolist() if matrices else _contributions(asked, answers[asked.recipe.primary].scores, q)
+    contributions = own[: query.n_tokens]  # a contrast's second response may be longer
     return {
         "id": query.id,
         "kind": query.meta.get("kind"),
@@ -218,7 +231,23 @@ def _query_record(asked: _Asked, answers: Mapping[str, _Answer], q: int) -> dict
             {"text": text, "target": bool(target), "log_prob": log_prob, "contribution": contribution}
             for text, target, log_prob, contribution in zip(texts, query.loss_mask, log_probs, contributions, strict=True)
         ],
+        "token_scores": [one.to_json() for one in matrices],
         "ranked": {name: answer.ranked[query.id] for name, answer in answers.items()},
+    }
+
+
+def _take_apart(asked: _Asked, scores: Scores, data: Any) -> dict[str, list[TokenScores]]:
+    """{query: the token scores of its first rows by the primary method}, for as many as the recipe asks for."""
+    method, n = asked.methods[asked.recipe.primary], asked.recipe.tokens
+    if not n:
+        return {}
+    tops = {query.id: [row_id for row_id, score in scores.top(q, n) if score > 0] for q, query in enumerate(asked.examples)}
+    wanted = list(dict.fromkeys(row_id for ids in tops.values() for row_id in ids))
+    rows = dict(zip(wanted, stored_examples(asked.index, asked.session, wanted, data=data), strict=True))
+    state, sides = fitted(method, asked.index, asked.rows), {"session": asked.session, "measure": asked.measure}
+    return {
+        query.id: [token_scores(method, state, asked.rows, query=query, row=rows[row_id], **sides) for row_id in tops[query.id]]
+        for query in track(asked.examples, total=len(asked.examples), description="scores of tokens")
     }
 
 
@@ -226,7 +255,7 @@ def _contributions(asked: _Asked, scores: Scores, q: int) -> list[float | None]:
     """What each position adds to the primary score of the first row; None for methods that use no gradient product."""
     query, index = asked.examples[q], asked.index
     kernel, first = scores.provenance.get("kernel"), scores.top(q, 1)
-    if kernel not in ("dot", "cosine") or not first:
+    if kernel not in ("dot", "cosine") or scores.provenance.get("feature") != "gradient" or not first:
         return [None] * query.n_tokens
     row_D = index.take("gradient", index.positions_of([first[0][0]]))[0]
     terms_T = -(position_gradients(asked.session, index.layout, query, asked.measure) @ row_D)
@@ -260,7 +289,7 @@ def _plain(value: Any) -> Any:
 
 def _name(asked: _Asked) -> str:
     """The hash of everything that decides the answer: the same trace again has the same name."""
-    options = {**asked.recipe.model_dump(mode="json", exclude={"queries"}), "measure": asked.measure.name}
+    options = {**asked.recipe.model_dump(mode="json", exclude={"queries", "tokens"}), "measure": asked.measure.name}
     queries = [[query.id, value] for query, value in zip(asked.examples, asked.queries.column("measure").round(6).tolist(), strict=True)]
     contents = [[part.tokens.tolist(), part.loss_mask.tolist()] for query in asked.examples for part in (query, query.alternative) if part]
     members = _members_key(asked.index, _roles(asked.methods.values(), asked.index))
