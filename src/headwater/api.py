@@ -9,17 +9,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headwater import methods
 from headwater.corpus import query as encode_query
 from headwater.corpus import read_queries, read_rows
 from headwater.index.atomic import read_json
 from headwater.index.build import IN_MEMORY, encoding, open_session
+from headwater.index.examples import stored_examples
+from headwater.index.live import needs_model, open_live
 from headwater.index.member_files import read_members
 from headwater.index.read import StoredIndex
 from headwater.index.run import build_index
+from headwater.model import measures
 from headwater.model.session import Session
 from headwater.rank.by_group import group_scores
 from headwater.rank.export import newest_trace, read_scores
-from headwater.rank.trace import trace_queries
+from headwater.rank.tokens import TokenScores, check_supported, token_scores
+from headwater.rank.trace import check_index, fitted, trace_queries
 from headwater.recipe import DEFAULT_METHODS, IndexRecipe, TraceRecipe
 from headwater.training.folder import TrainerFolder
 from headwater.types import DataError, Measure, Scores, UsageError
@@ -85,6 +90,36 @@ class Trace:
         Method: the primary one; UsageError where it only ranks. See `headwater.rank.by_group.group_scores`.
         """
         return group_scores(self.scores[self._method(method)], StoredIndex.open(self.run), by=by).to_pandas()
+
+    def tokens(
+        self,
+        query: int | str = 0,
+        row_id: str | None = None,
+        *,
+        method: str | None = None,
+        session: Session | None = None,
+        data: Any = None,
+        measure: Measure | None = None,
+    ) -> TokenScores:
+        """Which tokens of a training row, for which tokens of the output: the pair's score by position, with `to_pandas` and `plot`.
+
+        Row: the method's first for this query; method: the primary one. `session`, `data` and `measure` are the trace's own where they were
+        given as objects. Cost: encoding the run's data, loading the model, a pass over the pair. See `headwater.rank.tokens`.
+        """
+        name, q = self._method(method), self.queries.index(self._query(query)["id"])
+        chosen = methods.get(name, **self.record["recipe"]["methods"][name])
+        check_supported(chosen)
+        row_id = row_id or next((found for found, _ in self.scores[name].top(q, 1)), None)
+        if row_id is None:
+            raise UsageError(f"{name} has no score for query {query!r}: there is no row to take apart")
+        index, indexed = StoredIndex.open(self.run), IndexRecipe.parse(load(self.run).record["recipe"])
+        session = session or open_session(indexed.model)
+        check_index(index, session)
+        asked = read_queries(_lines(self.folder / "queries.jsonl"), session.tokenizer, **encoding(indexed.data, session))[q]
+        sides = {"query": asked, "row": stored_examples(index, session, [row_id], data=data)[0]}
+        measure = measure or measures.get(self.record["measure"]["name"])
+        rows = open_live(index, session, [chosen], data) if needs_model([chosen]) else index
+        return token_scores(chosen, fitted(chosen, index, rows), rows, session=session, measure=measure, **sides)
 
     def report(self, out: str | Path | None = None) -> Path:
         """Write the page of this trace and return its path."""
@@ -228,13 +263,15 @@ def trace(
     methods: str | Sequence[str] | Mapping[str, Mapping[str, Any]] = DEFAULT_METHODS,
     measure: str | Measure | None = None,
     session: Session | None = None,
+    data: Any = None,
     **options: Any,
 ) -> Trace:
     """Trace outputs to training rows: `trace("run", prompt="...", response="...")`, or `queries=` a file or dicts.
 
     A query has `prompt` and `response`, optionally `alternative` (a contrast), `span` (only this part of the response), `label`, `id`.
     `methods` are names, or a mapping from names to their options. `measure` is what is explained: a built-in's name, or one of your own
-    (`headwater.model.measures.custom`); by the kind of query where not given. Further options: primary, k, n_reference, seed.
+    (`headwater.model.measures.custom`); by the kind of query where not given. Further options: primary, k, tokens, n_reference, seed.
+    `tokens=N` takes the scores of the primary method's first N rows apart token by token; an index of data in memory needs `data` for it.
     """
     own = measure if isinstance(measure, Measure) else None
     source = str(queries) if isinstance(queries, str | Path) else None
@@ -242,7 +279,7 @@ def trace(
     name = own.name if own else measure
     recipe = TraceRecipe.parse({"queries": source, "methods": chosen, "measure": name, **options})
     given = _given_queries(prompt, response, queries)
-    return run_trace(run.path if isinstance(run, Run) else Path(run), recipe, given, session=session, measure=own)
+    return run_trace(run.path if isinstance(run, Run) else Path(run), recipe, given, session=session, measure=own, data=data)
 
 
 def run_trace(
@@ -252,13 +289,14 @@ def run_trace(
     *,
     session: Session | None = None,
     measure: Measure | None = None,
+    data: Any = None,
 ) -> Trace:
     """Do what a recipe says: to its file of queries, or to those given. See `headwater.rank.trace.trace_queries`."""
     indexed = IndexRecipe.parse(load(run).record["recipe"])
     given = _given_queries(None, None, recipe.queries) if given is None else list(given)
     session = session or open_session(indexed.model)
     encoded = read_queries(given, session.tokenizer, **encoding(indexed.data, session))
-    traced = trace_queries(run, recipe, encoded, session=session, measure=measure, given=given)
+    traced = trace_queries(run, recipe, encoded, session=session, measure=measure, given=given, data=data)
     return Trace(traced.folder, traced.record)
 
 
@@ -278,6 +316,10 @@ def _given_queries(
         bad = rows.undecodable[0]
         raise DataError(f"{bad.source} row {bad.row}: {bad.note}; every query must be readable, repair or remove it")
     return [{name: value for name, value in row.values.items() if value is not None} for row in rows.rows]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _read_trace(folder: Path) -> Trace:

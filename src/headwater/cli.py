@@ -169,6 +169,9 @@ def trace(
     encoder: Annotated[str | None, typer.Option(help="Adds the embedding method with this encoder.")] = None,
     measure: Annotated[str | None, typer.Option(help="What is explained; by the kind of query where not given.")] = None,
     k: Annotated[int | None, typer.Option("-k", help="Rows listed on each side (default 10).")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Take the scores of the primary method's first so many rows apart, token by token (default 0).")
+    ] = None,
     reference: Annotated[int | None, typer.Option(help="Reference queries for the hub correction (default 128).")] = None,
     report: Annotated[bool, typer.Option(help="Write report.html as well.")] = True,
     config: Config = None,
@@ -181,7 +184,7 @@ def trace(
     methods = dict.fromkeys(method) if method else None
     if methods and "embedding" in methods and encoder is None:
         _usage("the embedding method needs an encoder: name one with --encoder")
-    flags = {"queries": queries, "measure": measure, "k": k, "n_reference": reference, "methods": methods}
+    flags = {"queries": queries, "measure": measure, "k": k, "tokens": tokens, "n_reference": reference, "methods": methods}
     recipe = _trace_recipe(config, flags, override, encoder=encoder)
     if (given is None) == (recipe.queries is None):
         _usage(

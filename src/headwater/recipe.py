@@ -189,6 +189,7 @@ class TraceRecipe(_Recipe):
     )
     primary: str = Field(default="", description="the method whose top row the query's tokens are shown for; the first one where not given")
     k: int = Field(default=10, ge=1)
+    tokens: int = Field(default=0, ge=0, description="first rows of the primary method whose scores are taken apart token by token")
     n_reference: int = Field(default=128, ge=0, description="training rows that serve as reference queries for the hub correction")
     seed: int = 0
 

@@ -17,7 +17,7 @@ import safetensors.torch
 import headwater
 from headwater.api import Trace
 from headwater.training.callback import HeadwaterCallback
-from headwater.types import UsageError
+from headwater.types import IntegrityError, UsageError
 from tests.e2e.conftest import QUERY, ROWS, Answer, write_rows
 from tests.trainer import make_trainer, train
 
@@ -156,6 +156,92 @@ def test_a_trace_sums_over_groups(world: World) -> None:
     table = world.trace.by_group("near_duplicates", method="grad_dot")
     assert table["n_rows"].sum() == len(ROWS)
     assert float(table["score"].sum()) == pytest.approx(float(world.trace.scores["grad_dot"].values_QN.sum()), rel=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------ tokens
+
+
+@pytest.mark.parametrize("method", ["grad_cos", "fisher"])
+def test_scores_are_taken_apart_token_by_token(method: str, run: Path) -> None:
+    traced = headwater.trace(run, prompt=QUERY[1], response=QUERY[3], methods=[method], n_reference=8, tokens=2)
+    query = traced.record["queries"][0]
+    first = query["ranked"][method]["proponents"][:2]
+    assert [one["id"] for one in query["token_scores"]] == [row["id"] for row in first]
+    for one, row in zip(query["token_scores"], first, strict=True):
+        matrix = np.array(one["values"])
+        assert matrix.shape == (len(query["tokens"]), len(one["row_tokens"]))
+        assert matrix.sum() == pytest.approx(row["score"], rel=1e-4)
+        text = f"{traced.record['rows'][row['id']]['prompt']}"
+        assert text in "".join(one["row_tokens"])
+    shown = [token["contribution"] for token in query["tokens"]]
+    np.testing.assert_allclose(shown, np.array(query["token_scores"][0]["values"]).sum(1), rtol=1e-3, atol=1e-6)
+    plain = headwater.trace(run, prompt=QUERY[1], response=QUERY[3], methods=[method], n_reference=8)
+    assert plain.folder == traced.folder, "what is shown of an answer is no part of what it is"
+    assert plain.record["queries"][0]["token_scores"] == []
+
+
+def test_a_trace_takes_any_row_apart(world: World) -> None:
+    """With the row's and the query's own texts, and the score that the trace has."""
+    scores = world.trace.scores["grad_dot"]
+    last = scores.train_ids[int(np.argmin(scores.values_QN[0]))]
+    found = world.trace.tokens(0, last, method="grad_dot")
+    assert found.total == pytest.approx(float(scores.values_QN[0].min()), rel=1e-4)
+    assert found.unit == "nats"
+    assert QUERY[1] in "".join(found.query_tokens)
+    assert found.to_pandas().shape == (len(found.query_tokens), len(found.row_tokens))
+    best = world.trace.tokens()
+    assert (best.method, best.row_id) == ("grad_cos", world.trace.scores["grad_cos"].top(0, 1)[0][0])
+    with pytest.raises(UsageError, match="trak has no scores of tokens"):
+        world.trace.tokens(method="trak")
+
+
+@pytest.mark.parametrize("mode", ["model", "exact"])
+def test_tokens_of_an_influence_in_the_models_own_parameters(mode: str, run: Path) -> None:
+    options = {"mode": mode, "damping": 0.5}
+    traced = headwater.trace(run, prompt=QUERY[1], response=QUERY[3], methods={"ekfac": options}, tokens=1)
+    one, row = traced.record["queries"][0]["token_scores"][0], traced.record["queries"][0]["ranked"]["ekfac"]["proponents"][0]
+    assert np.array(one["values"]).sum() == pytest.approx(row["score"], rel=0.02)  # whole gradients are scanned in bfloat16
+    assert traced.tokens(0, row["id"]).total == pytest.approx(row["score"], rel=0.02)
+
+
+def test_tokens_on_the_command_line(run: Path, cli: Callable[..., Answer]) -> None:
+    asked = ("--prompt", QUERY[1], "--response", QUERY[3], "--reference", 0)
+    answer = cli("trace", run, *asked, "--method", "grad_dot", "--tokens", 1, "--json")
+    assert answer.code == 0, answer.err
+    record = json.loads((Path(answer.json["trace"]) / "trace.json").read_text())
+    assert len(record["queries"][0]["token_scores"]) == 1
+    assert "Its score by token" in Path(answer.json["report"]).read_text()
+    refused = cli("trace", run, *asked, "--method", "lexical", "--tokens", 1)
+    assert refused.code == 2
+    assert "lexical has no scores of tokens" in refused.err
+
+
+def test_tokens_of_data_in_memory_need_the_data_again(world: World, tmp_path: Path) -> None:
+    run = headwater.index(world.root / "out", ROWS, tmp_path / "run")
+    asked: dict[str, Any] = {"prompt": QUERY[1], "response": QUERY[3], "methods": ["grad_dot"]}
+    with pytest.raises(UsageError, match=r"were given in memory.*give the same data again \(data=\.\.\.\)"):
+        headwater.trace(run, **asked, tokens=1)
+    traced = headwater.trace(run, **asked, tokens=1, data=ROWS)
+    assert traced.tokens(data=ROWS).total == pytest.approx(traced.top()["score"][0], rel=0.01)  # stored in bfloat16
+    with pytest.raises(IntegrityError, match=r"1 of 1 rows .* are not in its data any more"):
+        traced.tokens(data=[row for row in ROWS if row["prompt"] != traced.top()["prompt"][0]])
+
+
+def test_appended_and_removed_rows_are_found_again(world: World, tmp_path: Path) -> None:
+    from headwater.index.examples import stored_examples
+    from headwater.index.tombstones import add_tombstones
+    from headwater.model.session import load_session
+
+    model = world.root / "out"
+    more = write_rows(tmp_path / "more.jsonl", [ROWS[0], {"prompt": "Another?", "response": "Another one."}])
+    run = headwater.index(model, world.root / "train.jsonl", tmp_path / "run")
+    run = headwater.index(model, more, tmp_path / "run", append=True)
+    add_tombstones(run.path, [run.index.ids[3]], reason="a test")
+    index = headwater.load(run.path).index
+    examples = stored_examples(index, load_session(model))
+    assert [one.id for one in examples] == list(index.ids)
+    assert examples[-2].id.endswith("~2")
+    assert [one.prompt for one in examples] == index.column("prompt").tolist()
 
 
 def test_replay_repeats_it(world: World, run: Path, cli: Callable[..., Answer], tmp_path: Path) -> None:

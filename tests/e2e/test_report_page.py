@@ -247,6 +247,22 @@ def test_the_keyboard_reaches_everything(page: WebDriver) -> None:
     assert [tab.get_attribute("tabindex") for tab in all_of(page, ".method-tabs [role=tab]")] == ["-1"] * 5 + ["0"]
 
 
+def test_a_row_shows_its_score_by_token(browser: WebDriver, tmp_path: Path) -> None:
+    trace = sample_trace()
+    first = trace["queries"][0]["ranked"]["grad_cos"]["proponents"][0]["id"]
+    matrix = {"id": first, "row_tokens": [HOSTILE[0], " plain"], "values": [[0.5, 1.0], [0.5, -3.0]]}
+    trace["queries"][0]["token_scores"] = [matrix]
+    browser.get(write_report(write_sample_run(tmp_path, trace=trace)).as_uri())
+    (shown,) = all_of(browser, ".row-tokens")
+    assert not shown.get_attribute("open")
+    browser.execute_script("arguments[0].open = true", shown)
+    marks = all_of(browser, ".row-tokens .token")
+    assert [browser.execute_script("return arguments[0].textContent", mark) for mark in marks] == matrix["row_tokens"]
+    assert [float(browser.execute_script("return arguments[0].style.getPropertyValue('--strength')", mark)) for mark in marks] == [0.5, 1]
+    assert ["positive" in str(mark.get_attribute("class")) for mark in marks] == [True, False]
+    assert browser.execute_script("return window.__pwned") is None
+
+
 def test_tokens_show_their_numbers(page: WebDriver) -> None:
     click(page, ".query-tabs [role=tab]", 1)
     target = [token for token in sample_trace()["queries"][1]["tokens"] if token["target"]]

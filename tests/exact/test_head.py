@@ -78,3 +78,15 @@ def test_without_a_gradient_nothing_is_kept(inputs: tuple[Tensor, Tensor, Tensor
     head = Head(nn.Linear(HIDDEN, VOCABULARY).double())
     with torch.no_grad():
         assert not head.log_probs(inputs[0], inputs[1]).requires_grad
+
+
+def test_the_head_alone_has_its_gradient(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Where nothing below the head is in scope, its input asks for no gradient; its weight's must still come."""
+    hidden, targets, weights = inputs
+    head, tap = Head(nn.Linear(HIDDEN, VOCABULARY).double()), Tap()
+    (head.log_probs_plain(hidden, targets) * weights).sum().backward()
+    expected = head.linear.weight.grad
+    head.linear.requires_grad_(False)
+    (head.log_probs(hidden, targets, positions_P=torch.arange(POSITIONS), tap=tap) * weights).sum().backward()
+    torch.testing.assert_close(tap.gradient(), expected, rtol=1e-10, atol=1e-12)
+    assert hidden.grad is None

@@ -13,8 +13,8 @@ from headwater.report.numerals import number, rate
 from headwater.report.schema import Entry, Experiment, Query, parse_trace
 from headwater.report.sections import worst_first
 from headwater.report.text import HIDDEN, excerpt, legible, pieces
-from headwater.report.view import comparison, explorer, fold, is_hub, scale, scaled, score_heading, split_tokens
-from headwater.types import Finding
+from headwater.report.view import comparison, explorer, fold, is_hub, row_tokens, scale, scaled, score_heading, split_tokens
+from headwater.types import DataError, Finding
 
 
 def entries(*ids: str, near: dict[str, list[str]] | None = None) -> list[Entry]:
@@ -94,6 +94,25 @@ def test_no_planted_counts_where_no_row_is_marked() -> None:
 
 def test_the_primary_method_comes_first() -> None:
     assert [method["name"] for method in explorer(parse_trace(sample_trace()))["methods"]][:2] == ["grad_cos", "grad_dot"]
+
+
+def test_a_rows_tokens_are_summed_over_the_query_and_belong_to_the_primary_ranking() -> None:
+    trace = sample_trace()
+    first = trace["queries"][0]["ranked"]["grad_cos"]["proponents"][0]["id"]
+    trace["queries"][0]["token_scores"] = [{"id": first, "row_tokens": ["a", "b"], "values": [[1.0, 0.5], [1.0, -4.5], [None, 0.0]]}]
+    parsed = parse_trace(trace)
+    expected = [{"text": "a", "value": 2.0, "strength": 0.5}, {"text": "b", "value": -4.0, "strength": 1.0}]
+    assert row_tokens(parsed.queries[0]) == {first: expected}
+    shown = explorer(parsed)["queries"][0]["ranked"]
+    found = {name: [entry["id"] for entry in ranked["proponents"] if "tokens" in entry] for name, ranked in shown.items()}
+    assert found == {name: [first] if name == parsed.primary else [] for name in shown}
+
+
+def test_token_scores_of_another_width_are_refused() -> None:
+    trace = sample_trace()
+    trace["queries"][0]["token_scores"] = [{"id": "r", "row_tokens": ["a", "b"], "values": [[1.0]]}]
+    with pytest.raises(DataError, match="token scores of row 'r' have 2 tokens and lines of another length"):
+        parse_trace(trace)
 
 
 def test_tokens_split_before_the_first_target() -> None:

@@ -60,6 +60,8 @@ class Head:
 
         Cost 2 P H V multiplications forward, none of that size backward. Memory one chunk of logits.
         """
+        if tap is not None and torch.is_grad_enabled() and not hidden_PH.requires_grad:
+            hidden_PH = hidden_PH.detach().requires_grad_()  # nothing below is in scope: the head's own weight still is
         return _ChunkedLogProbs.apply(hidden_PH, targets_P, positions_P, self, tap)  # pyright: ignore[reportReturnType]
 
 

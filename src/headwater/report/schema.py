@@ -63,6 +63,20 @@ class Ranked(Record):
     opponents: list[Entry] = Field(default_factory=list)
 
 
+class TokenMatrix(Record):
+    """A row's score taken apart: `values[t][s]` is what position s of the row adds through position t of the query."""
+
+    id: str
+    row_tokens: list[str]
+    values: list[list[Number]]
+
+    @model_validator(mode="after")
+    def _fits(self) -> TokenMatrix:
+        if any(len(row) != len(self.row_tokens) for row in self.values):
+            raise ValueError(f"token scores of row {self.id!r} have {len(self.row_tokens)} tokens and lines of another length")
+        return self
+
+
 class Query(Record):
     id: str
     kind: str | None = None
@@ -71,6 +85,7 @@ class Query(Record):
     alternative: str | None = None
     measure_value: Number = None
     tokens: list[Token] = Field(default_factory=list)
+    token_scores: list[TokenMatrix] = Field(default_factory=list)
     ranked: dict[str, Ranked]
 
 

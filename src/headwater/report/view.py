@@ -6,10 +6,11 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
+from types import MappingProxyType
 from typing import Any
 
 from headwater.report.numerals import fixed, power_of_ten
-from headwater.report.schema import Entry, Query, Ranked, Row, Trace
+from headwater.report.schema import Entry, Query, Ranked, Row, TokenMatrix, Trace
 from headwater.report.text import HIDDEN
 
 TEXT_LIMIT = 20_000  # characters of one text that go into the page; the rest is named by its length and stays in the source
@@ -48,7 +49,7 @@ def _query(query: Query, trace: Trace) -> dict[str, Any]:
         "alternative": None if query.alternative is None else clip(query.alternative),
         "measure_value": query.measure_value,
         **split_tokens(query),
-        "ranked": {name: ranking(ranked) for name, ranked in query.ranked.items()},
+        "ranked": {name: ranking(ranked, row_tokens(query) if name == trace.primary else {}) for name, ranked in query.ranked.items()},
         "comparison": comparison(query, trace),
     }
 
@@ -74,19 +75,31 @@ def split_tokens(query: Query) -> dict[str, Any]:
     }
 
 
+def row_tokens(query: Query) -> dict[str, list[dict[str, Any]]]:
+    """{row: its tokens, each with what it adds to the score for the whole query, and that over the row's largest} of rows taken apart."""
+    return {one.id: _weighted(one) for one in query.token_scores}
+
+
+def _weighted(one: TokenMatrix) -> list[dict[str, Any]]:
+    values = [sum(value or 0.0 for value in column) for column in zip(*one.values, strict=True)] or [0.0] * len(one.row_tokens)
+    largest = max(map(abs, values), default=0.0) or 1.0
+    return [{"text": text, "value": value, "strength": abs(value) / largest} for text, value in zip(one.row_tokens, values, strict=True)]
+
+
 # ------------------------------------------------------------------------------------------------------ one ranking
 
 
-def ranking(ranked: Ranked) -> dict[str, Any]:
+def ranking(ranked: Ranked, tokens: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """`tokens` are those of rows whose score was taken apart."""
     entries = [*ranked.proponents, *ranked.opponents]
     return {
-        "proponents": fold(ranked.proponents),
-        "opponents": fold(ranked.opponents),
+        "proponents": fold(ranked.proponents, tokens),
+        "opponents": fold(ranked.opponents, tokens),
         "scale": scale(entries),
     }
 
 
-def fold(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def fold(entries: Sequence[Entry], tokens: Mapping[str, Any] = MappingProxyType({})) -> list[dict[str, Any]]:
     """The ranking with near-duplicates moved under their first row. Ranks stay those of the unfolded list."""
     ranks = {entry.id: rank for rank, entry in enumerate(entries, 1)}
     scores = {entry.id: entry.score for entry in entries}
@@ -99,7 +112,8 @@ def fold(entries: Sequence[Entry]) -> list[dict[str, Any]]:
         near = [{"id": id, "rank": ranks.get(id), "score": scores.get(id)} for id in entry.near_duplicates if id != entry.id]
         rank = ranks[entry.id]
         shown = entry.model_dump(include={"id", "score", "standard_error", "z", "p", "q", "hub_rank"})
-        out.append({**shown, "rank": rank, "hub": is_hub(rank, entry.hub_rank), "near": near})
+        apart = {"tokens": tokens[entry.id]} if entry.id in tokens else {}
+        out.append({**shown, "rank": rank, "hub": is_hub(rank, entry.hub_rank), "near": near, **apart})
     return out
 
 

@@ -230,7 +230,18 @@ function whisker(entry, at) {
 
 function rowText(entry, scale) {
   const row = rows.get(entry.id);
-  return [passage(row.prompt, "prompt"), passage(row.response, "response"), rowFacts(entry, row), entry.near.length ? nearDuplicates(entry, scale) : null];
+  const parts = [entry.tokens ? rowTokens(entry.tokens) : null, entry.near.length ? nearDuplicates(entry, scale) : null];
+  return [passage(row.prompt, "prompt"), passage(row.response, "response"), rowFacts(entry, row), ...parts];
+}
+
+function rowTokens(tokens) {
+  const marks = tokens.map((token) => {
+    const node = h("span", { class: `token ${signClass(token.value)}`, title: signed(token.value) }, foreign(token.text));
+    node.style.setProperty("--strength", String(token.strength));
+    return node;
+  });
+  const note = "What reading each token added to this row’s score: the model reads a token and predicts the next, so the one that was taught stands after the one that is marked.";
+  return h("details", { class: "row-tokens" }, h("summary", {}, "Its score by token"), h("p", { class: "tokens" }, marks), h("p", { class: "quiet" }, note));
 }
 
 function rowFacts(entry, row) {
