@@ -96,6 +96,15 @@ def test_a_second_moment_row_is_the_gradient_over_the_root_of_the_factored_momen
         torch.testing.assert_close(got[name], rows, rtol=1e-9, atol=1e-11)
 
 
+def test_how_many_rows_are_whole_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = make_session("llama")
+    layout, batch = make_layout(session.model, find_scope(session.model), SKETCH), make_batch(session)
+    together = captured(session, layout, batch, AdamUpdate(moments(session)))
+    monkeypatch.setattr("headwater.gradient.transform.DENSE_NUMBERS", 2 * 16 * 16)  # two rows of q_proj, one of the larger ones
+    for name, rows in captured(session, layout, batch, AdamUpdate(moments(session))).items():
+        torch.testing.assert_close(rows, together[name], rtol=1e-9, atol=1e-12)
+
+
 def test_the_factored_moment_of_a_matrix_of_rank_one_is_the_moment_itself() -> None:
     session = make_session("llama")
     layout = make_layout(session.model, find_scope(session.model, include=["*q_proj.weight"]), SketchSpec(rank=None))

@@ -165,7 +165,7 @@ def test_an_optimizer_that_is_no_adam_is_refused_as_training_begins(tmp_path: Pa
     with pytest.raises(UsageError, match="moments=False"):
         train(make_trainer(tmp_path / "out", callback=HeadwaterCallback(), optim="sgd"))
     train(make_trainer(tmp_path / "out", callback=HeadwaterCallback(moments=False), optim="sgd", max_steps=1))
-    with pytest.raises(UsageError, match="expected exp_avg"):
+    with pytest.raises(UsageError, match="expected step, exp_avg and exp_avg_sq"):
         read_adam(TrainerFolder.open(tmp_path / "out").checkpoints[-1].path, make_trainer(tmp_path / "other").model)
 
 
@@ -209,6 +209,18 @@ def test_a_damaged_record_is_named_by_its_line(tmp_path: Path) -> None:
     (tmp_path / "headwater-training.jsonl").write_text('{"format": 1}\n{"step": 1}\n')
     with pytest.raises(DataError, match="line 2"):
         read_record(tmp_path)
+
+
+def test_moments_of_amsgrad_are_refused(tmp_path: Path) -> None:
+    from headwater.model.tiny import tiny_model
+
+    model = tiny_model(0, num_hidden_layers=1, hidden_size=16, intermediate_size=32).model
+    optimizer = torch.optim.AdamW(model.parameters(), amsgrad=True)
+    model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    with pytest.raises(UsageError, match="without AMSGrad"):
+        read_adam(tmp_path, model)
 
 
 def test_moments_of_another_model_are_refused(trained: dict[str, Any], tmp_path: Path) -> None:
@@ -255,6 +267,15 @@ def test_the_rate_at_a_checkpoint_is_taken_from_the_best_source_and_says_which(t
     assert rates() == [(pytest.approx(at[step]), True) for step in (3, 6, 8)]
     (out / "headwater-training.jsonl").unlink()  # the Trainer logged steps 2, 4, 6, 8; the scheduler's file has the step after
     assert rates() == [(pytest.approx(at[4]), False), (pytest.approx(at[6]), True), (pytest.approx(at[8]), True)]
+    state = out / "checkpoint-8" / "trainer_state.json"
+    as_now = state.read_text()
+    old = json.loads(as_now)
+    for line in old["log_history"]:
+        if "learning_rate" in line:  # as transformers 4 logged it: the scheduler has stepped already
+            line["learning_rate"] = 1e-2 * ((STEPS - line["step"]) / STEPS)
+    state.write_text(json.dumps(old))
+    assert rates()[1] == (pytest.approx(at[7]), False)
+    state.write_text(as_now)
     for path in out.glob("checkpoint-*/scheduler.pt"):
         path.unlink()
     assert rates()[0] == (pytest.approx(at[2]), False), "the nearest one that was logged, the earlier of two"

@@ -21,6 +21,8 @@ from headwater.model import measures
 from headwater.training.optimizer import AdamState
 from headwater.types import Block, Factors, Layout, LayoutMismatch, Measure, UsageError
 
+DENSE_NUMBERS = 1 << 26  # of gradients that are whole at the same time: a vocabulary's matrix is as large for a single row
+
 
 class RowSink(Sink, Protocol):
     """A sink that makes rows of what it was given."""
@@ -96,9 +98,9 @@ class AdamUpdate:
         m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  Gamma = m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)
 
     (Kingma and Ba 2015, algorithm 1; Xia et al. 2024, section 3, call it Gamma). It moves against Gamma, as it does against a gradient.
-    Elementwise, so each row's gradient of a block is formed whole: O I numbers a row, for one block at a time, and B T O I multiplications;
-    the factors of a batch are kept until its backward pass is over. g is the gradient of the row's *mean* loss over its targets, as in
-    a Trainer's batch of this row: the update is not linear in g, so its size beside the moments matters.
+    Elementwise, so each row's gradient of a block is formed whole: O I numbers a row, for one block and few rows at a time, and B T O I
+    multiplications; the factors of a batch are kept until its backward pass is over. g is the gradient of the row's *mean* loss over its
+    targets, as in a Trainer's batch of this row: the update is not linear in g, so its size beside the moments matters.
     """
 
     state: AdamState
@@ -135,16 +137,26 @@ class _ElementwiseSink(FactorSink):
 
     def rows(self) -> Tensor:
         factors = dict(self.take())
-        return torch.cat([self._row(block, factors.pop(block.name, None)) for block in self._sketched.blocks], dim=-1)
+        return torch.cat([self._block(block, factors.pop(block.name, None)) for block in self._sketched.blocks], dim=-1)
 
-    def _row(self, block: Block, factors: Factors | None) -> Tensor:
-        """[B, size]. A block that was not used has a gradient of zeros, which need not be an update of zeros."""
-        n_rows = self.shape_BT[0]
-        dense = self._like.new_zeros(n_rows, *block.shape) if factors is None else factors.dense().reshape(n_rows, *block.shape)
+    def _block(self, block: Block, factors: Factors | None) -> Tensor:
+        """[B, size], a few rows at a time where the block is large."""
+        some = max(1, DENSE_NUMBERS // torch.Size(block.shape).numel())
+        starts = range(0, self.shape_BT[0], some)
+        return torch.cat([self._sketch(block, self._dense(block, factors, slice(start, start + some))) for start in starts])
+
+    def _dense(self, block: Block, factors: Factors | None, rows: slice) -> Tensor:
+        """A block that was not used has a gradient of zeros, which need not be an update of zeros."""
+        if factors is None:
+            n_rows = len(range(self.shape_BT[0])[rows])
+            return self._like.new_zeros(n_rows, *block.shape)
+        return Factors(factors.a_BTI[rows], factors.g_BTO[rows]).dense().reshape(-1, *block.shape)
+
+    def _sketch(self, block: Block, dense: Tensor) -> Tensor:
         changed = self._change(block.name, dense)
         for i, side in enumerate(self._maps[block.name], start=1):
             changed = side.project(changed.movedim(i, -1)).movedim(-1, i)
-        return changed.reshape(n_rows, block.size)
+        return changed.reshape(len(dense), block.size)
 
 
 def check_blocks(state: AdamState, layout: Layout) -> None:

@@ -92,15 +92,21 @@ def _trainer_state(path: Path, folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def _rate(folder: Path, state: Mapping[str, Any], recorded: Mapping[int, Sequence[float]]) -> Rate | None:
-    """The rate of the step that ended in this checkpoint, from the first source that knows it. Nothing is interpolated."""
+    """The rate of the step that ended in this checkpoint, from the first source that knows it. Nothing is interpolated.
+
+    Transformers 4 logs at a step the rate of the one after it. The scheduler's file says the rate of a step after, which the last has not.
+    """
     step = _step(folder)
-    if recorded.get(step):
-        return Rate(recorded[step][0], "recorded by HeadwaterCallback")
+    if rates := recorded.get(step):
+        several = len(set(rates)) > 1
+        return Rate(rates[0], f"recorded by HeadwaterCallback{' (the first of several parameter groups)' if several else ''}")
     logged = {int(line["step"]): float(line["learning_rate"]) for line in state.get("log_history", []) if "learning_rate" in line}
+    following = _scheduled(folder)
+    if step in logged and following == logged[step] and len(set(logged.values())) > 1:
+        return Rate(logged[step], f"logged by the Trainer at this step, and yet that of the next ({step + 1}) by scheduler.pt", exact=False)
     if step in logged:
         return Rate(logged[step], "logged by the Trainer at this step")
-    following = None if step >= int(state.get("global_step", step)) else _scheduled(folder)
-    if following is not None:
+    if following is not None and step < int(state.get("global_step", step)):
         return Rate(following, f"scheduler.pt, which holds the rate of the step after it ({step + 1})", exact=False)
     if logged:
         nearest = min(logged, key=lambda other: (abs(other - step), other))

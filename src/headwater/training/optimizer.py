@@ -21,7 +21,7 @@ from headwater.types import DataError, LayoutMismatch, UsageError
 
 OURS, TRAINERS = "headwater-optimizer.safetensors", "optimizer.pt"
 FIRST, SECOND = "exp_avg.", "exp_avg_sq."
-ONLY_ADAM = "only Adam and AdamW (in full precision) have the moments that adam and second_moment members are made of."
+ONLY_ADAM = "only Adam and AdamW (in full precision, without AMSGrad) have the moments that adam and second_moment members are made of."
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,9 +176,10 @@ def _check_shapes(values: Mapping[str, tuple[tuple[int, ...], Mapping[str, Any]]
 def _adam_state(values: Mapping[str, tuple[Tensor, Mapping[str, Any]]], groups: Sequence[Mapping[str, Any]], *, where: str) -> AdamState:
     """A parameter that never had a gradient has no state: its moments are zero, after one step as after any."""
     known = [state for _, state in values.values() if state]
-    if not known or not all({"exp_avg", "exp_avg_sq", "step"} <= state.keys() for state in known):
+    plain = all({"exp_avg", "exp_avg_sq", "step"} <= state.keys() and "max_exp_avg_sq" not in state for state in known)
+    if not known or not plain:
         found = ", ".join(sorted(map(str, known[0]))) if known else "nothing"
-        raise UsageError(f"{where} keeps {found} of a parameter, expected exp_avg and exp_avg_sq: {ONLY_ADAM} Ask for other members.")
+        raise UsageError(f"{where} keeps {found} of a parameter, expected step, exp_avg and exp_avg_sq: {ONLY_ADAM} Ask for other members.")
     options = {(tuple(map(float, group["betas"])), float(group["eps"])) for group in groups if len(group["params"])}
     if len(options) != 1:
         raise UsageError(f"{where} has parameter groups with different betas or eps ({sorted(options)}), expected one pair for all")
