@@ -137,6 +137,19 @@ def test_states_are_kept_and_used_again(world: World, run: Path) -> None:
     assert {path.name for path in (run / "state").iterdir()} == kept
 
 
+def test_a_rows_own_influence_in_the_models_own_parameters(world: World, run: Path, tmp_path: Path) -> None:
+    """With the identity, of whole gradients: an index that keeps them whole has their lengths and products."""
+    identity = {"curvature": "identity", "mode": "exact"}
+    found = headwater.trace(run, prompt=QUERY[1], response=QUERY[3], methods={"relatif": identity, "self_influence": identity}).scores
+    options: dict[str, Any] = {"store__dtype": "float32", "sketch__rank": None}
+    whole = headwater.index(world.root / "out", world.root / "train.jsonl", tmp_path / "whole", **options)
+    products = headwater.trace(whole, prompt=QUERY[1], response=QUERY[3], methods=["grad_dot"]).scores["grad_dot"].values_QN
+    lengths_N = whole.index.norms("gradient").numpy()
+    np.testing.assert_allclose(found["self_influence"].values_QN[0], lengths_N**2 / len(ROWS), rtol=1e-4)
+    relative = products[0] / lengths_N
+    np.testing.assert_allclose(found["relatif"].values_QN[0], relative, rtol=0.02, atol=0.01 * abs(relative).max())
+
+
 # ------------------------------------------------------------------------------------------------------------ groups
 
 

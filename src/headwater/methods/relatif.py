@@ -32,7 +32,6 @@ class RelatIF:
 
     name = "relatif"
     unit = None
-    requires = frozenset({"gradient"})
     summary = "influence over the row's effect on everything else: mends rows that rank high for every query"
     reference = "Barshan et al. 2020, arXiv 2003.11630"
     cost = "that of the influence, and a solve for every row to fit"
@@ -41,6 +40,10 @@ class RelatIF:
         influence(self.curvature, self.mode)
         if self.kind not in get_args(Kind):
             raise UsageError(f"relatif: kind is {self.kind!r}, expected 'l' (effect on predictions) or 'theta' (effect on parameters)")
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return influence(self.curvature, self.mode).requires
 
     def fit(self, index: Index) -> State:
         inner = influence(self.curvature, self.mode)

@@ -33,13 +33,16 @@ class SelfInfluence:
 
     name = "self_influence"
     unit = "nats"
-    requires = frozenset({"gradient"})
     summary = "what the row would teach the model about itself, whatever the query: finds mislabelled rows"
     reference = "Koh and Liang 2017, section 5.4"
     cost = "a solve for every row to fit, none to score"
 
     def __post_init__(self) -> None:
         influence(self.curvature, self.mode)
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return influence(self.curvature, self.mode).requires
 
     def fit(self, index: Index) -> State:
         inner = influence(self.curvature, self.mode)
