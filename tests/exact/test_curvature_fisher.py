@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from headwater.curvature import DataInf, Fisher, gram
+from headwater.curvature import DataInf, Fisher, gram, kronecker
 from headwater.curvature.gram import by_examples, panels, smaller_products
 from headwater.curvature.operators import pieces
 from headwater.types import UsageError
@@ -83,16 +83,18 @@ def test_the_residual_on_the_whole_matrix_is_taken() -> None:
 # ------------------------------------------------------------------------------------------------- products of rows
 
 
-@pytest.mark.parametrize("n", [6, 30])
+@pytest.mark.parametrize("n", [6, 18, 30])
+@pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("held_bytes", [1, 8 * 39 * 10, 1 << 30])
-def test_products_do_not_depend_on_how_many_rows_are_held(n: int, held_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_do_not_depend_on_how_many_rows_are_held(n: int, joint: bool, held_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One panel, several, or one a block of the source: and whichever of the two products is the smaller."""
     monkeypatch.setattr(gram, "HELD_BYTES", held_bytes)
     monkeypatch.setattr(gram, "COLUMNS", 5)
+    monkeypatch.setattr(kronecker, "PANEL", 4)  # so that half of a small product is left to symmetry, as of a large one
     source = random_rows(n)
-    products, counted = smaller_products(source, pieces(BLOCKS, joint=False))
+    products, counted = smaller_products(source, pieces(BLOCKS, joint=joint))
     assert counted == n
-    for product, part in zip(products, pieces(BLOCKS, joint=False), strict=True):
+    for product, part in zip(products, pieces(BLOCKS, joint=joint), strict=True):
         rows_ND = source.rows_ND[:, part]
         expected = rows_ND @ rows_ND.T if n < rows_ND.shape[1] else rows_ND.T @ rows_ND
         torch.testing.assert_close(product, expected)

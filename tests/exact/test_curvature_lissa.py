@@ -99,6 +99,16 @@ def test_a_batch_beyond_the_scale_is_noticed_and_the_run_begins_again() -> None:
     assert float(solve.residual_K.max()) < 1
 
 
+def test_an_iterate_that_is_too_long_is_noticed_between_two_steps_of_all_rows() -> None:
+    """`||x|| <= ||v|| / lambda` for every s that holds: twenty steps of 2 of 48 rows, in which no true residual is taken."""
+    source, b_KD, config = spread_rows(), vectors(3), LiSSA(damping=5.0, batch_rows=2, max_steps=20)
+    state = config.fit(source)
+    solve = config.solve({**state, "scale": state["scale"] / 64}, source, b_KD)
+    assert solve.status == "max_steps"
+    assert solve.facts["scale"] > float(state["scale"])
+    assert bool((solve.value.norm(dim=1) <= b_KD.norm(dim=1) / 5.0).all())
+
+
 def test_where_it_does_not_come_to_hold_the_best_iterate_is_given_and_said_to_be_one() -> None:
     """Too few steps for enough doublings. Never a NaN, never the iterate that ran away."""
     source, b_KD, config = spread_rows(), vectors(2), LiSSA(max_steps=6)
