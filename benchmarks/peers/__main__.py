@@ -1,11 +1,12 @@
 """Headwater beside its peers: cost in training passes, memory, agreement of the scores, on one workload in one run.
 
-    python -m benchmarks.peers [--json] [--rows 1000] [--peer-rows 400] [--full] [--threads 2] [--only ENGINE ...]
+    python -m benchmarks.peers [--json] [--rows 1000] [--peer-rows 300] [--full] [--threads 2] [--only ENGINE ...]
 
 One pass is a plain forward and backward pass over the same rows in length-sorted batches of 8, timed in the engine's own process around its
 job. Each engine is given sorted rows and the best settings that we know of; the notes say which. The exact methods of all engines, ours
-too, are run on `--peer-rows` rows to keep the run below ten minutes on two cores; `--full` runs everything on all rows. The first run makes
-the engines' environments (in `.venvs`, about 6 GB), which is not timed.
+too, are run on `--peer-rows` rows to keep the run below ten minutes on two cores (the same queries over fewer rows: their figures are up to
+a tenth larger than on 1,000 rows, for every engine); `--full` runs everything on all rows. The first run makes the engines' environments
+(in `.venvs`, about 6 GB), which is not timed.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import table
-from benchmarks.peers.engines import CHECKOUT, ENGINES, interpreter
+from benchmarks.peers import exact, table
+from benchmarks.peers.engines import CHECKOUT, ENGINES, interpreters
 from benchmarks.peers.job import OURS, PEERS, Job, Outcome, Setting, run
+from benchmarks.peers.task import Task
 from benchmarks.record import record
 from benchmarks.workload import WORKLOADS, write
 
@@ -27,13 +29,12 @@ from benchmarks.workload import WORKLOADS, write
 def main() -> None:
     given = options()
     jobs = [job for job in (*OURS, *PEERS) if job.engine in given.only]
-    for name in dict.fromkeys(job.engine for job in jobs):
-        prepare(name, given.environments)
+    found = interpreters(dict.fromkeys(job.engine for job in jobs), given.environments)
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.folder or Path(scratch)
         setting = Setting(
             workload=write(folder / "workload", n_rows=given.rows, n_queries=given.queries),
-            environments=given.environments,
+            interpreters=found,
             out=folder,
             n_rows=given.rows,
             n_peer_rows=given.rows if given.full else given.peer_rows,
@@ -47,6 +48,8 @@ def main() -> None:
     table.show(result["table"])
     for pair, correlation in result["agreement"].items():
         print(f"rank correlation, {pair}: {correlation}")
+    for engine, error in result["graddot_error"].items():
+        print(f"largest error of {engine}'s gradient products: {error:.1e}")
     if given.json:
         record("peers", result, command=f"python -m benchmarks.peers {' '.join(sys.argv[1:])}".strip())
 
@@ -55,7 +58,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object, the last line of output; kept in benchmarks/results")
     parser.add_argument("--rows", type=int, default=1000)
-    parser.add_argument("--peer-rows", type=int, default=400, help="rows for the costly jobs of all engines")
+    parser.add_argument("--peer-rows", type=int, default=300, help="rows for the costly jobs of all engines")
     parser.add_argument("--full", action="store_true", help="all jobs on all rows")
     parser.add_argument("--queries", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
@@ -66,19 +69,19 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(name: str, environments: Path) -> None:
-    """Make the engine's environment before the clock runs; where that fails, its jobs will say so."""
-    try:
-        interpreter(ENGINES[name], environments)
-    except (OSError, RuntimeError) as error:
-        print(f"{name}: {error}", file=sys.stderr, flush=True)
-
-
 def told(job: Job, setting: Setting) -> Outcome:
     outcome = run(job, setting)
     figures = ", ".join(f"{figure.what} {outcome.passes(figure):.2f}" for figure in job.figures) if not outcome.error else outcome.error
     print(f"{job.name}: {figures or 'done'}", file=sys.stderr, flush=True)
     return outcome
+
+
+def graddot_errors(outcomes: list[Outcome], setting: Setting) -> dict[str, float]:
+    """Of each engine's exact gradient products, against autograd's on a few pairs."""
+    scored = {outcome.job.engine: outcome.scores_QN for outcome in outcomes if outcome.job.function == "graddot"}
+    task = Task(setting.workload, setting.out, "w2", setting.n_rows, setting.n_queries, setting.threads)
+    truth = exact.products(task) if scored else None
+    return {engine: exact.error(scores, truth) for engine, scores in scored.items() if scores is not None}
 
 
 def summary(outcomes: list[Outcome], setting: Setting) -> dict[str, Any]:
@@ -87,6 +90,7 @@ def summary(outcomes: list[Outcome], setting: Setting) -> dict[str, Any]:
         "table": table.rows(outcomes),
         "failed": {outcome.job.name: outcome.error for outcome in outcomes if outcome.error},
         "agreement": table.agreement(outcomes),
+        "graddot_error": graddot_errors(outcomes, setting),
         "workloads": WORKLOADS,
         "rows": setting.n_rows,
         "peer_rows": setting.n_peer_rows,

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bergson import Attributor, PreprocessConfig, QuerySetConfig, ScoreConfig, load_gradients
+from bergson import Attributor, CollectorComputer, InMemoryCollector, PreprocessConfig, QuerySetConfig, ScoreConfig, load_gradients
 from bergson.build import build
 from bergson.config.config import DataConfig, HessianConfig, HessianPipelineConfig, IndexConfig
-from bergson.data import column_offsets, load_scores
+from bergson.data import allocate_batches, column_offsets, load_scores
 from bergson.hessians.hessian_approximations import approximate_hessians
 from bergson.hessians.pipeline import hessian_pipeline
+from bergson.hessians.preconditioner import DensePreconditioner
+from bergson.utils.worker_utils import processor_for, setup_data_pipeline, setup_model_and_peft
 from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -42,6 +44,30 @@ def sketch(task: Task) -> np.ndarray:
         scores_QN = searched(index, built(queries, "queries"), hessian.run_path)
     task.notes.append(f"rank {SKETCH} a side in the sketch, damping 0.1 x mean eigenvalue, at most {BATCH_TOKENS} tokens a batch")
     return scores_QN
+
+
+def sketch_in_memory(task: Task) -> np.ndarray:
+    """The same from its parts: one pass keeps the sketched gradients in memory and fits the preconditioner. No index is left behind."""
+    rows, queries = prepared(task, projection_dim=SKETCH)
+    with task.stage("index and preconditioner"):
+        model, _ = setup_model_and_peft(rows)
+        stored = collected(model, rows, skip_hessians=False)
+    with task.stage("queries"):
+        asked = DensePreconditioner.from_processor(stored.processor).apply(collected(model, queries, skip_hessians=True).gradients)
+        scores_QN = sum(asked[name] @ gradient.T for name, gradient in stored.gradients.items())
+    task.notes.append(f"rank {SKETCH} a side, kept in memory, damping 0.1 x mean eigenvalue")
+    return scores_QN.numpy()
+
+
+def collected(model: torch.nn.Module, config: IndexConfig, *, skip_hessians: bool) -> InMemoryCollector:
+    config.partial_run_path.mkdir(parents=True, exist_ok=True)
+    data, _ = setup_data_pipeline(config)
+    collector = InMemoryCollector(
+        model=model.base_model, data=data, cfg=config, processor=processor_for(config), skip_hessians=skip_hessians
+    )
+    batches = allocate_batches(data["length"][:], config.token_batch_size)
+    CollectorComputer(model, data, collector=collector, batches=batches, cfg=config).run_with_collector_hooks()
+    return collector
 
 
 def graddot(task: Task) -> np.ndarray:
@@ -108,4 +134,4 @@ def searched(index: str, queries: str, hessian: str | None = None) -> np.ndarray
 
 
 if __name__ == "__main__":
-    main("bergson", {"sketch": sketch, "graddot": graddot, "ekfac": ekfac})
+    main("bergson", {"sketch": sketch, "sketch_in_memory": sketch_in_memory, "graddot": graddot, "ekfac": ekfac})

@@ -52,10 +52,10 @@ def ekfac(task: Task) -> np.ndarray:
 
 
 def graddot(task: Task) -> np.ndarray:
-    """The exact inner product from a store in memory."""
+    """The exact inner product, gradients scored as they come."""
     attributor, rows, queries = prepared(task, TracInAttributor)
     with task.stage("index and queries"):
-        score = attributor.attribute(rows, queries, hook_config=hooks(task), gradient_cache_residency=task.options.get("residency"))
+        score = attributor.attribute(rows, queries, hook_config=hooks(task, capture_style="auto"))
     task.notes.append("one call, nothing stored on disk")
     return in_order(task, score)
 

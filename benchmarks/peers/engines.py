@@ -10,8 +10,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 CHECKOUT = Path(__file__).parents[2]
 SHARED = ("transformers", "peft", "safetensors")
@@ -57,6 +59,23 @@ def interpreter(engine: Engine, cache: Path) -> Path:
         _run(str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *UNWANTED)
         made.write_text(wanted)
     return python
+
+
+class Interpreters(NamedTuple):
+    """The python of each engine; for an engine without one, the error."""
+
+    pythons: dict[str, Path]
+    errors: dict[str, str]
+
+
+def interpreters(names: Iterable[str], cache: Path) -> Interpreters:
+    found = Interpreters({}, {})
+    for name in names:
+        try:
+            found.pythons[name] = interpreter(ENGINES[name], cache)
+        except (OSError, RuntimeError) as error:
+            found.errors[name] = str(error)
+    return found
 
 
 def _run(*command: str) -> None:

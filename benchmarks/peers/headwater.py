@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
+from benchmarks.accuracy import REFERENCE, agreement, sides
+from benchmarks.accuracy import scores as method_scores
 from benchmarks.peers.task import Task, main
 from headwater.curvature.ekfac import EKFAC
 from headwater.curvature.fisher import Fisher
@@ -33,6 +36,7 @@ from headwater.progress import quiet
 from headwater.recipe import IndexRecipe
 from headwater.types import Example, Method, State
 
+RANK = 40
 SCOPES = {"w1": ("*_proj.weight",), "w2": ("*lora_*",)}
 MEASURE = measures.get("response_log_probability")
 
@@ -106,6 +110,35 @@ def graddot(task: Task) -> np.ndarray:
         return work.scores(method, method.fit(index), index)
 
 
+def ekfac_index(task: Task) -> np.ndarray:
+    """EK-FAC of the stored sketch: no pass beyond the index's, and none for the next queries but their own."""
+    work, method = Workload.read(task), Influence(EKFAC(labels="true"))
+    task.notes.append(f"sketch of {RANK} x {RANK} numbers a block, int8")
+    with staged(task, "index"):
+        index = work.index(task, sketch={"rank": RANK}, store={"dtype": "int8"})
+    task.values["bytes_per_row"] = round(sum(path.stat().st_size for path in (task.scratch() / "index" / "shards").iterdir()) / task.n_rows)
+    with staged(task, "fit"):
+        state = method.fit(index)
+    with staged(task, "queries"):
+        scores_QN = work.scores(method, state, index)
+    with staged(task, "next queries"):  # the same number of others, on an index that is opened anew
+        further = [replace(query, id=f"next-{i}", tokens=query.tokens[::-1].copy()) for i, query in enumerate(work.queries)]
+        replace(work, queries=further).scores(method, state, StoredIndex.open(task.scratch()))
+    return scores_QN
+
+
+def accuracy(task: Task) -> None:
+    """Agreement of `ekfac_cg` with the exact damped Gauss-Newton influence, which `python -m benchmarks.accuracy` keeps."""
+    with np.load(REFERENCE) as kept:
+        exact_QN = kept["scores_QN"]
+    index, asked = sides(exact_QN.shape[1], exact_QN.shape[0], torch.float32)
+    for name in ("identity", "ekfac", "ekfac_cg"):
+        with staged(task, name):
+            values_QN, solve = method_scores(name, {}, index, asked)
+        task.values[f"{name}_spearman"] = round(agreement(values_QN, exact_QN), 4)
+    task.notes.append(f"{exact_QN.shape[1]} rows, {exact_QN.shape[0]} queries; ekfac_cg {solve['steps']} steps")
+
+
 def fisher(task: Task) -> np.ndarray:
     work, method = Workload.read(task), Influence(Fisher())
     with staged(task, "index"):
@@ -117,4 +150,4 @@ def fisher(task: Task) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main("headwater", {"ekfac": ekfac, "graddot": graddot, "fisher": fisher})
+    main("headwater", {"ekfac": ekfac, "graddot": graddot, "fisher": fisher, "ekfac_index": ekfac_index, "accuracy": accuracy})

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.peers.engines import CHECKOUT, ENGINES, interpreter, last_line
+from benchmarks.peers.engines import CHECKOUT, ENGINES, Interpreters, last_line
 
 
 class Figure(NamedTuple):
@@ -66,6 +66,7 @@ PEERS = (
     Job("bergson", "ekfac", "w1", (Figure(EXACT), Figure(NEXT, ("scores",))), costly=True, options={"empirical": True}),
     Job("dattri-llm", "ekfac", "w1", (Figure(EXACT),), costly=True),
     Job("bergson", "sketch", "w1", (Figure(SKETCHED), Figure(NEXT, ("queries",)))),
+    Job("bergson", "sketch_in_memory", "w1", (Figure(SKETCHED),)),
     Job("dattri-llm", "sketch", "w1", (Figure(SKETCHED), Figure(NEXT, ("queries",)))),
     Job("traker", "trak", "w1", (Figure("TRAK, one model: features + queries"),), costly=True),
     Job("kronfluence", "ekfac", "w2", (Figure(EXACT), Figure(NEXT, ("scores",))), costly=True, options={"empirical": True}),
@@ -100,7 +101,7 @@ class Setting(NamedTuple):
     """What all jobs of a run share."""
 
     workload: Path
-    environments: Path
+    interpreters: Interpreters
     out: Path
     n_rows: int
     n_peer_rows: int
@@ -114,10 +115,11 @@ def run(job: Job, setting: Setting) -> Outcome:
     n_rows = min(setting.n_rows, setting.n_peer_rows) if job.costly else setting.n_rows
     outcome = Outcome(job, n_rows, setting.n_queries)
     out = setting.out / job.name
+    if job.engine in setting.interpreters.errors:
+        return _failed(outcome, setting.interpreters.errors[job.engine])
     try:
-        python = interpreter(ENGINES[job.engine], setting.environments)
         subprocess.run(
-            _command(job, setting, python=python, out=out, n_rows=n_rows),
+            _command(job, setting, out=out, n_rows=n_rows),
             check=True,
             capture_output=True,
             text=True,
@@ -130,7 +132,7 @@ def run(job: Job, setting: Setting) -> Outcome:
         return _failed(outcome, last_line(error.stderr))
     except subprocess.TimeoutExpired:
         return _failed(outcome, f"no result after {setting.limit_s:.0f} s")
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         return _failed(outcome, str(error))
     scores = out / "scores.npy"
     return Outcome(job, n_rows, setting.n_queries, result, np.load(scores) if scores.exists() else None)
@@ -140,7 +142,7 @@ def _failed(outcome: Outcome, error: str) -> Outcome:
     return Outcome(outcome.job, outcome.n_rows, outcome.n_queries, error=error)
 
 
-def _command(job: Job, setting: Setting, *, python: Path, out: Path, n_rows: int) -> list[str]:
+def _command(job: Job, setting: Setting, *, out: Path, n_rows: int) -> list[str]:
     values = {
         "--folder": setting.workload,
         "--out": out,
@@ -150,15 +152,8 @@ def _command(job: Job, setting: Setting, *, python: Path, out: Path, n_rows: int
         "--threads": setting.threads,
         "--options": json.dumps(dict(job.options)),
     }
-    return [
-        str(python),
-        "-W",
-        "ignore",
-        "-m",
-        ENGINES[job.engine].module,
-        job.function,
-        *(str(part) for pair in values.items() for part in pair),
-    ]
+    start = (setting.interpreters.pythons[job.engine], "-W", "ignore", "-m", ENGINES[job.engine].module, job.function)
+    return [str(part) for part in (*start, *(part for pair in values.items() for part in pair))]
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -3,8 +3,8 @@
     python -m benchmarks.peers.ENGINE JOB --folder WORKLOAD --out FOLDER --workload w1 --rows 1000 --queries 64 --threads 2 [--options JSON]
 
 A job is a function `job(task) -> scores [Q, N]`, rows in the workload's order, larger = the row helps the query; None where it has no
-scores to show. Its work is inside `task.stage(NAME)` blocks; what is outside is not timed (reading the workload, bringing it into the
-engine's shape). `OUT/result.json` has
+scores to show. Gradient products are `grad L_q . grad L_n`, without 1/N. Its work is inside `task.stage(NAME)` blocks; what is outside is
+not timed (reading the workload, bringing it into the engine's shape). `OUT/result.json` has
 
     stages_s          seconds of each stage, in order
     training_pass_s   one plain training pass over the same rows: every second batch before the job, the others after it, so that a drift

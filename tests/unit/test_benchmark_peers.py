@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks import workload
-from benchmarks.peers import engines, job, table
+from benchmarks.peers import engines, exact, job, table
 from benchmarks.peers.engines import Engine
 from benchmarks.peers.job import Figure, Job, Outcome, Setting
 from benchmarks.peers.task import IGNORE, Task, by_length, padded, summed_loss, unsorted
@@ -45,12 +45,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def setting(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
-    """Fake engines beside the real ones; the environments' folder is empty and nothing can be installed into it."""
+    """Fake engines beside the real ones, three that run in this environment and one that cannot be installed."""
+
+    def refuse(*command: str) -> None:
+        raise RuntimeError("no such package")
+
+    monkeypatch.setattr(engines, "_run", refuse)
+    monkeypatch.setitem(engines.ENGINES, "absent", Engine("absent", "absent", "absent==1.2"))
     for name, text in {"works": WORKS, "fails": FAILS, "hangs": HANGS}.items():
         (tmp_path / f"{name}.py").write_text(text)
         monkeypatch.setitem(engines.ENGINES, name, Engine(name, name))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), str(engines.CHECKOUT))))
-    return Setting(folder, tmp_path / "environments", tmp_path / "out", N_ROWS, 4, N_QUERIES, threads=1, limit_s=60)
+    found = engines.interpreters(["works", "fails", "hangs", "absent"], tmp_path / "environments")
+    return Setting(folder, found, tmp_path / "out", N_ROWS, 4, N_QUERIES, threads=1, limit_s=60)
 
 
 def task(folder: Path, which: str = "w1") -> Task:
@@ -115,16 +122,12 @@ def test_an_engine_that_works_leaves_its_stages_and_scores(setting: Setting):
     ("name", "error"),
     [("fails", "RuntimeError: it has no kernel for this"), ("hangs", "no result after 1 s"), ("absent", "no such package")],
 )
-def test_an_engine_that_fails_is_reported_with_its_error(name: str, error: str, setting: Setting, monkeypatch: pytest.MonkeyPatch):
-    def refuse(*command: str) -> None:
-        raise RuntimeError("no such package")
-
-    monkeypatch.setattr(engines, "_run", refuse)
-    monkeypatch.setitem(engines.ENGINES, "absent", Engine("absent", "absent", "absent==1.2"))
+def test_an_engine_that_fails_is_reported_with_its_error(name: str, error: str, setting: Setting):
     outcome = job.run(Job(name, "job", "w1", (Figure("it", key="it_passes"),)), setting._replace(limit_s=1))
     assert outcome.error == error
     (row,) = table.rows([outcome])
     assert (row["what"], row["engine"], row["error"], row["passes"]) == ("it", name, error, None)
+    assert row["version"] == ("1.2" if name == "absent" else "")
     assert table.headlines([outcome]) == {"it_passes": None}
     table.show([row])
 
@@ -141,6 +144,18 @@ def test_agreement_is_taken_where_two_engines_scored_the_same_rows(rng_scores: n
 @pytest.fixture
 def rng_scores() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(2, 20))
+
+
+def test_gradient_products_are_those_of_a_backward_pass_and_a_wrong_sign_or_scale_stands_out(folder: Path):
+    truth = exact.products(task(folder, "w2"))
+    gradients = []
+    for row in (task(folder).queries()[1], task(folder).rows()[3]):
+        network = task(folder, "w2").network()
+        network(**padded([row])).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]) * (len(row) - 1))
+    assert float(gradients[0] @ gradients[1]) == pytest.approx(truth[1, 3], rel=1e-3)
+    assert exact.error(np.pad(truth, ((0, 3), (0, 5))), truth) == 0
+    assert min(exact.error(wrong, truth) for wrong in (-truth, truth / 2, truth[:, ::-1])) > 0.4
 
 
 def test_every_job_names_an_engine_that_has_it():
