@@ -12,19 +12,22 @@ from headwater.progress import quiet
 from headwater.testing import Case, check_method, method_checks, toy_queries, toy_rows
 from tests.conform.encoder import save_tiny_encoder
 
-UNLOADED = {"embedding": {"model": "given by the fixture"}}  # what cannot be built without a file
+GIVEN: dict[str, dict[str, Any]] = {
+    "embedding": {"model": "given by the fixture"},  # what cannot be built without a file
+    "fastif": {"share": 1.0},  # every row is a candidate: what it does not look at has no score
+}
 OF_THE_ROW = "it looks at the training row alone"
 KNOWN = {"self_influence": dict.fromkeys(("nan_query", "zero_features", "scaled_measure", "sign"), OF_THE_ROW)}
-CHECKS = [(name, id) for name in names() for id, _ in method_checks(get(name, **UNLOADED.get(name, {})))]
+CHECKS = [(name, id) for name in names() for id, _ in method_checks(get(name, **GIVEN.get(name, {})))]
 
 
 @pytest.fixture(scope="session")
-def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    return {"embedding": {"model": save_tiny_encoder(tmp_path_factory.mktemp("encoder"))}}
+def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return {**GIVEN, "embedding": {"model": save_tiny_encoder(tmp_path_factory.mktemp("encoder"))}}
 
 
 @pytest.mark.parametrize(("name", "check"), CHECKS, ids=[f"{name}-{check}" for name, check in CHECKS])
-def test_method(name: str, check: str, options: dict[str, dict[str, str]]) -> None:
+def test_method(name: str, check: str, options: dict[str, dict[str, Any]]) -> None:
     expected = pytest.raises(AssertionError) if check in KNOWN.get(name, {}) else nullcontext()
     with quiet(), expected:
         dict(method_checks(get(name, **options.get(name, {}))))[check]()
@@ -45,6 +48,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
         {"task_share": 0.3},
         dict.fromkeys(("query_subset_equals_slice", "nan_query", "scaled_measure"), "the set of queries decides R"),
     ),
+    "fastif-idf": ("fastif", {"k": 60, "by": "idf", "curvature": {"name": "fisher", "damping": 0.5}}, {}),
     "dda-grad_dot": ("dda", {"inner": "grad_dot"}, {}),
     "dda-influence": ("dda", {"inner": {"name": "fisher", "damping": 0.5}}, {}),
 }

@@ -1,6 +1,6 @@
 """Work shared between processes that start as copies of this one: nothing is loaded again, and rows in memory are shared.
 
-Each worker has one thread. A small product of LiSSA is over before a second thread has woken up; two queries at once are twice the work done.
+Each worker has one thread. A small product of LiSSA is over before a second thread has woken up; two queries at once are twice the work.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class WorkerDied(HeadwaterError):
 def shared_out(tasks: Sequence[Callable[[], T]], *, workers: int) -> list[T]:
     """`[task() for task in tasks]`, worker i doing tasks i, i + workers, ...; here and in turn where `workers` is 1.
 
-    On one thread of torch the numbers do not depend on `workers`. What a task changes in a worker's memory is lost. A task's error is raised
-    here. Raises UsageError where processes cannot be copied (no fork, or an accelerator in use), WorkerDied where one was killed.
+    On one thread of torch the numbers do not depend on `workers`. What a task changes in a worker's memory is lost. A task's error is
+    raised here. Raises UsageError where processes cannot be copied (no fork, or an accelerator in use), WorkerDied where one was killed.
     """
     n = min(workers, len(tasks))
     if n <= 1:

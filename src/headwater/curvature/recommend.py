@@ -63,8 +63,8 @@ class Recommendation:
     def __str__(self) -> str:
         one = self.chosen
         return (
-            f"LiSSA: batches of {one.batch_rows:,} rows (largest eigenvalue seen {one.batch_eigenvalue:.4g}), scale s up to {one.scale:.4g}, "
-            f"J = {one.steps:,} steps, one run: J lambda / s = {self.decay:.2f}\n"
+            f"LiSSA: batches of {one.batch_rows:,} rows (largest eigenvalue seen {one.batch_eigenvalue:.4g}), scale s at most "
+            f"{one.scale:.4g}, J = {one.steps:,} steps, one run: J lambda / s = {self.decay:.2f}\n"
             f"effective damping: lambda itself, {self.damping_least:.4g} ({self.damping}); in the form that multiplies x by 1 - d and "
             f"divides by s at the end it would be d s\n"
             f"J = {PAPER_STEPS:,} steps would give J lambda / s = {PAPER_STEPS * self.damping_least / one.scale:.2g}: "
@@ -75,9 +75,9 @@ class Recommendation:
 def recommend(source: Source, *, damping: float | str = RULE, draws: int = 32, seed: int = 0) -> Recommendation:
     """(J, s, lambda, batch) so that s is above the largest eigenvalue of the minibatches seen and `J lambda / s` is 3.
 
-    Guo et al. 2021 found that a small batch, some 1,000 steps and one run serve. What decides is `J lambda / s`, which that leaves to chance.
-    LiSSA starts with a scale just above the whole operator's largest eigenvalue and doubles it where a batch makes it run away; the s here
-    is the first of those doublings above all batches seen, and J is enough for it. Where less will do, `J lambda / s` is larger.
+    Guo et al. 2021 found that a small batch, some 1,000 steps and one run serve. What decides is `J lambda / s`, which that leaves to
+    chance. LiSSA starts with a scale just above the whole operator's largest eigenvalue and doubles it where a batch makes it run away; the
+    s here is the first of those doublings above all batches seen, and J is enough for it. Where less will do, `J lambda / s` is larger.
     Cost: LiSSA's fit, and for each of a few batch sizes `draws` times ten products with a batch's operator.
     """
     config = LiSSA(damping=damping)

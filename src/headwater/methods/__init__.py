@@ -16,6 +16,7 @@ from headwater import curvature
 from headwater.methods.by_curvature import InfluenceBy
 from headwater.methods.dda import DDA
 from headwater.methods.embedding import Embedding
+from headwater.methods.fastif import FastIF
 from headwater.methods.grad_cos import GradCos
 from headwater.methods.grad_dot import GradDot
 from headwater.methods.length import Length
@@ -36,6 +37,7 @@ from headwater.types import Method, UsageError
 __all__ = [
     "DDA",
     "Embedding",
+    "FastIF",
     "GradCos",
     "GradDot",
     "Length",
@@ -77,7 +79,7 @@ def register(method_class: AnyMethod) -> AnyMethod:
 
 for _method in (GradDot, GradCos, RepSim, RepSimResponse, Lexical, Embedding, Length, Loss, Random):
     register(_method)
-for _method in (RelatIF, SelfInfluence, TracIn, Less, Trak, TrackStar, DDA, RepT):
+for _method in (RelatIF, SelfInfluence, TracIn, Less, Trak, TrackStar, DDA, RepT, FastIF):
     register(_method)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from headwater.curvature import Curvature
-from headwater.methods.shared import check, check_rows, live, make_scores, rows_key
+from headwater.methods.shared import check, check_rows, divide, live, make_scores, rows_key
 from headwater.types import Index, Scores, Solve, SolveStatus, Source, State, UsageError
 
 CHUNK_BYTES = 32 << 20  # of float32 right-hand sides that are solved together
@@ -61,45 +61,47 @@ class Influence:
         return getattr(self.curvature, "cost", "")
 
     def fit(self, index: Index) -> State:
-        return {**self.curvature.fit(self._source(index)), "rows": rows_key(index)}
+        return {**self.curvature.fit(self.source(index)), "rows": rows_key(index)}
 
     def score(self, state: State, index: Index, queries: Index) -> Scores:
         check(self, index, queries)
         check_rows(state, index)
         solve = self._solve(state, index, queries)
-        values_QN = index.products("gradient" if self.mode == "model" else self._feature, solve.value) / -len(index)
-        return make_scores(self, values_QN, index, queries, **self._provenance(state, solve))
+        values_QN = index.products("gradient" if self.mode == "model" else self.feature, solve.value) / -len(index)
+        return make_scores(self, values_QN, index, queries, **self.provenance(state, solve))
 
     def solved(self, state: State, index: Index, queries: Index) -> Tensor:
         """[Q, D] `(C + lambda)^-1 h_q` as it is scanned: in the layout of the index, or of the whole parameters in exact mode."""
         return self._solve(state, index, queries).value
 
     @property
-    def _feature(self) -> str:
+    def feature(self) -> str:
+        """Whose numbers a query is solved in."""
         return "gradient" if self.mode == "stored" else "gradient_whole"
 
-    def _source(self, index: Index) -> Source:
+    def source(self, index: Index) -> Source:
+        """What the curvature is fitted on."""
         return index if self.mode == "stored" else live(index).source
 
     def _solve(self, state: State, index: Index, queries: Index) -> Solve:
         """A few queries at a time: a whole gradient is as long as the model, and what is scanned may be far shorter."""
-        size = max(1, CHUNK_BYTES // (4 * self._source(index).layout.size))
+        size = max(1, CHUNK_BYTES // (4 * self.source(index).layout.size))
         chunks = [np.arange(start, min(start + size, len(queries))) for start in range(0, len(queries), size)]
         solves, value_QD = [], torch.empty(0)
         for chunk in chunks:
-            solve = self._solve_chunk(state, index, queries.take(self._feature, chunk))
+            solve = self.solve_some(state, index, queries.take(self.feature, chunk))
             if not solves:
                 value_QD = solve.value.new_empty(len(queries), solve.value.shape[1])
             value_QD[chunk[0] : chunk[-1] + 1] = solve.value
             solves.append(replace(solve, value=torch.empty(0)))
         return joined(solves, value_QD)
 
-    def _solve_chunk(self, state: State, index: Index, b_KD: Tensor) -> Solve:
-        """A query of zeros, or one that is not finite, is answered without a solver: 0 and NaN."""
+    def solve_some(self, state: State, index: Index, b_KD: Tensor) -> Solve:
+        """[K, D] as it is scanned. A query of zeros, or one that is not finite, is answered without a solver: 0 and NaN."""
         usable_K = torch.isfinite(b_KD).all(1) & (b_KD != 0).any(1)
         all_usable = bool(usable_K.all())
         usable_b_KD = b_KD if all_usable else b_KD[usable_K]
-        solve = self.curvature.solve(state, self._source(index), usable_b_KD)
+        solve = self.curvature.solve(state, self.source(index), usable_b_KD)
         facts = {**solve.facts, **_cosine(solve.value, usable_b_KD)}
         if all_usable:
             return replace(solve, value=self._scanned(index, solve.value), facts=facts)
@@ -112,10 +114,11 @@ class Influence:
             return x_KD
         return live(index).sketch(x_KD) if self.mode == "model" else x_KD.to(live(index).scan_dtype)
 
-    def _provenance(self, state: State, solve: Solve) -> dict[str, Any]:
+    def provenance(self, state: State, solve: Solve) -> dict[str, Any]:
+        """Curvature, damping, and how the solves ended."""
         damping_K = state["damping"]
         return {
-            "feature": self._feature,
+            "feature": self.feature,
             "curvature": {"name": self.name, **asdict(self.curvature)},  # pyright: ignore[reportArgumentType]
             "mode": self.mode,
             "damping": {"rule": str(self.curvature.damping), "least": float(damping_K.min()), "largest": float(damping_K.max())},
@@ -146,7 +149,7 @@ def _cosine(x_KD: Tensor, b_KD: Tensor) -> dict[str, float]:
     """The median cosine of the solved queries to their gradients: where it is near 1, this is the gradient product under another name."""
     if not len(x_KD):
         return {}
-    cosine_K = torch.linalg.vecdot(x_KD, b_KD.to(x_KD.dtype)) / (x_KD.norm(dim=1) * b_KD.norm(dim=1))
+    cosine_K = divide(torch.linalg.vecdot(x_KD, b_KD.to(x_KD.dtype)), x_KD.norm(dim=1) * b_KD.norm(dim=1))  # a run that diverged has 0
     return {"cosine_to_gradient": float(cosine_K.median())}
 
 

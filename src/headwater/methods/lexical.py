@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,19 +44,36 @@ class Lexical:
         check_text(self.name, self.text)
 
     def fit(self, index: Index) -> State:
-        """{"data", "rows_of", "starts"}: the word weights as a sparse [N, V] matrix by columns; "vocabulary": its words as JSON bytes."""
-        documents = tokenize(texts(index, self.text))
-        vocabulary = sorted(set(chain.from_iterable(documents)))
-        weights = _bm25_weights(documents, vocabulary, k1=self.k1, b=self.b)
-        return {**weights, "vocabulary": _to_bytes(vocabulary), "rows": rows_key(index)}
+        return fit_words(index, self.text, partial(_bm25_weights, k1=self.k1, b=self.b))
 
     def score(self, state: State, index: Index, queries: Index) -> Scores:
         check(self, index, queries)
         check_rows(state, index)
-        vocabulary = {word: i for i, word in enumerate(_from_bytes(state["vocabulary"]))}
-        counts_VQ = _counts(tokenize(texts(queries, self.text)), vocabulary)
-        values_NQ: Any = _matrix(state, shape=(len(index), len(vocabulary))) @ counts_VQ
-        return make_scores(self, values_NQ.toarray().T, index, queries, tokens=TOKEN)
+        return make_scores(self, word_scores(state, index, queries, self.text), index, queries, tokens=TOKEN)
+
+
+# ------------------------------------------------------------------------------------------------- weights of words
+
+
+class Weights(Protocol):
+    """What each word counts in each row that has it: {"data", "rows_of", "starts"}, a sparse [N, V] matrix by columns."""
+
+    def __call__(self, documents: list[list[str]], vocabulary: list[str]) -> dict[str, torch.Tensor]: ...
+
+
+def fit_words(index: Index, text: Text, weights: Weights) -> State:
+    """The word weights, and "vocabulary": the words in order as JSON bytes."""
+    documents = tokenize(texts(index, text))
+    vocabulary = sorted(set(chain.from_iterable(documents)))
+    return {**weights(documents, vocabulary), "vocabulary": _to_bytes(vocabulary), "rows": rows_key(index)}
+
+
+def word_scores(state: State, index: Index, queries: Index, text: Text) -> np.ndarray:
+    """[Q, N] float64: for each word of the query, as often as it stands there, what it counts in the row."""
+    vocabulary = {word: i for i, word in enumerate(_from_bytes(state["vocabulary"]))}
+    counts_VQ = _counts(tokenize(texts(queries, text)), vocabulary)
+    values_NQ: Any = _matrix(state, shape=(len(index), len(vocabulary))) @ counts_VQ
+    return values_NQ.toarray().T
 
 
 def tokenize(documents: list[str]) -> list[list[str]]:
