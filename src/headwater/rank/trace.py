@@ -177,6 +177,8 @@ def _answer(asked: _Asked, method: Method) -> _Answer:
     if hasattr(method, "for_task"):  # what depends on the set of queries is settled once, for the reference queries too
         state = cast(Any, method).for_task(state, asked.rows, asked.queries)
     scores = method.score(state, asked.rows, asked.queries)
+    for note in scores.provenance.get("notes", ()):
+        say(note)
     if adds_up(scores):  # a method that predicts a change of the measure predicts it in the measure's own unit
         scores = replace(scores, unit=asked.measure.unit)
     reference = None
