@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -66,13 +67,22 @@ class Influence:
     def score(self, state: State, index: Index, queries: Index) -> Scores:
         check(self, index, queries)
         check_rows(state, index)
-        solve = self._solve(state, index, queries)
-        values_QN = index.products("gradient" if self.mode == "model" else self.feature, solve.value) / -len(index)
-        return make_scores(self, values_QN, index, queries, **self.provenance(state, solve))
+        if self.mode == "exact":
+            held = live(index).hold(len(queries))
+            solve = self._solve(state, index, queries, held.put)
+            products_QN = live(index).held_products(held)
+        else:
+            solved_QD = torch.empty(len(queries), index.layout.size)
+            solve = self._solve(state, index, queries, partial(_put, solved_QD))
+            products_QN = index.products("gradient", solved_QD)
+        return make_scores(self, products_QN / -len(index), index, queries, **self.provenance(state, solve))
 
     def solved(self, state: State, index: Index, queries: Index) -> Tensor:
         """[Q, D] `(C + lambda)^-1 h_q` as it is scanned: in the layout of the index, or of the whole parameters in exact mode."""
-        return self._solve(state, index, queries).value
+        layout = live(index).source.layout if self.mode == "exact" else index.layout
+        solved_QD = torch.empty(len(queries), layout.size)
+        self._solve(state, index, queries, partial(_put, solved_QD))
+        return solved_QD
 
     @property
     def feature(self) -> str:
@@ -83,18 +93,16 @@ class Influence:
         """What the curvature is fitted on."""
         return index if self.mode == "stored" else live(index).source
 
-    def _solve(self, state: State, index: Index, queries: Index) -> Solve:
-        """A few queries at a time: a whole gradient is as long as the model, and what is scanned may be far shorter."""
+    def _solve(self, state: State, index: Index, queries: Index, put: Callable[[int, Tensor], None]) -> Solve:
+        """A few queries at a time: a whole gradient is as long as the model, and what is kept of it may be far shorter."""
         size = max(1, CHUNK_BYTES // (4 * self.source(index).layout.size))
-        chunks = [np.arange(start, min(start + size, len(queries))) for start in range(0, len(queries), size)]
-        solves, value_QD = [], torch.empty(0)
-        for chunk in chunks:
+        solves: list[Solve] = []
+        for start in range(0, len(queries), size):
+            chunk = np.arange(start, min(start + size, len(queries)))
             solve = self.solve_some(state, index, queries.take(self.feature, chunk))
-            if not solves:
-                value_QD = solve.value.new_empty(len(queries), solve.value.shape[1])
-            value_QD[chunk[0] : chunk[-1] + 1] = solve.value
+            put(start, solve.value)
             solves.append(replace(solve, value=torch.empty(0)))
-        return joined(solves, value_QD)
+        return joined(solves, torch.empty(0))
 
     def solve_some(self, state: State, index: Index, b_KD: Tensor) -> Solve:
         """[K, D] as it is scanned. A query of zeros, or one that is not finite, is answered without a solver: 0 and NaN."""
@@ -110,9 +118,7 @@ class Influence:
         return replace(solve, value=self._scanned(index, value_KD), facts=facts)
 
     def _scanned(self, index: Index, x_KD: Tensor) -> Tensor:
-        if self.mode == "stored":
-            return x_KD
-        return live(index).sketch(x_KD) if self.mode == "model" else x_KD.to(live(index).scan_dtype)
+        return live(index).sketch(x_KD) if self.mode == "model" else x_KD
 
     def provenance(self, state: State, solve: Solve) -> dict[str, Any]:
         """Curvature, damping, and how the solves ended."""
@@ -130,6 +136,10 @@ class Influence:
                 **solve.facts,
             },
         }
+
+
+def _put(solved_QD: Tensor, start: int, x_KD: Tensor) -> None:
+    solved_QD[start : start + len(x_KD)] = x_KD
 
 
 def joined(solves: Sequence[Solve], value_QD: Tensor) -> Solve:

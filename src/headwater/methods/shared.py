@@ -173,10 +173,11 @@ class Live(Protocol):
     @property
     def source(self) -> ModelSource: ...
 
-    @property
-    def scan_dtype(self) -> torch.dtype:
-        """In which `products` wants queries for "gradient_whole"."""
+    def hold(self, n_queries: int) -> Any:
+        """Room for so many solved queries: `put(start, x_KD)` fills it, `held_products` multiplies it with every row."""
         ...
+
+    def held_products(self, held: Any) -> Tensor: ...
 
     def sketch(self, whole_KD: Tensor) -> Tensor:
         """[K, D of the source's layout] -> [K, D of the index's layout], by the maps that made the stored rows."""

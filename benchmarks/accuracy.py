@@ -1,0 +1,135 @@
+"""How near influence comes to the exact damped Gauss-Newton influence, on the LoRA workload of the peers' benchmark.
+
+    python -m benchmarks.accuracy --json [--rows 160] [--queries 4] [--threads 1]     the reference, then every method (about an hour)
+
+The reference solves `(C + lambda) x = h` for each query by conjugate gradients to a relative residual of 1e-8 in float64, C the joint
+Gauss-Newton matrix of the LoRA parameters over the rows, lambda a tenth of the mean eigenvalue of each block. It knows no approximation, and
+takes long, so it is kept in `benchmarks/results/accuracy_reference.npz`: `python -m benchmarks.peers` holds every engine's scores against it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from benchmarks.record import RESULTS, record
+from benchmarks.workload import lora, queries, rows
+from headwater.curvature import get
+from headwater.curvature.conjugate import conjugate_gradients
+from headwater.curvature.ekfac import EKFAC
+from headwater.curvature.kronecker import solve_in_basis
+from headwater.curvature.operators import damped_reference
+from headwater.gradient.live import LiveSource
+from headwater.gradient.scope import find_scope, make_layout
+from headwater.gradient.sketch import SketchSpec
+from headwater.index.live import LiveIndex, LiveQueries
+from headwater.index.memory import MemoryIndex
+from headwater.methods.influence import Influence
+from headwater.model import measures
+from headwater.model.session import Session
+from headwater.progress import quiet
+from headwater.types import Example, State
+
+REFERENCE = RESULTS / "accuracy_reference.npz"
+TOLERANCE = 1e-8
+EXACT: dict[str, dict[str, Any]] = {
+    "identity": {},
+    "kfac": {},
+    "ekfac": {},
+    "ekfac_cg": {},
+    "fisher": {},
+    "fisher_joint": {"joint": True},
+    "datainf": {},
+}
+
+
+def named(examples: list[Example], name: str) -> list[Example]:
+    return [replace(example, id=f"{name}-{i}") for i, example in enumerate(examples)]
+
+
+def sides(n_rows: int, n_queries: int, dtype: torch.dtype) -> tuple[LiveIndex, LiveQueries]:
+    """The workload's rows and queries with its LoRA model at hand."""
+    from benchmarks.indexing import model
+
+    network = lora(model()).to(dtype).eval()
+    session = Session(network, None, "causal-lm", name="benchmark")
+    layout = make_layout(network, find_scope(network, include=("*lora_*",)), SketchSpec(rank=None))
+    source = LiveSource(session, named(rows(n_rows), "row"), layout, keep=("true", "sampled"))
+    index = LiveIndex(MemoryIndex([row.id for row in source.examples], layout, "loss", {}), source)
+    asked = named(queries(n_queries), "query")
+    stored = MemoryIndex([query.id for query in asked], layout, "measure", {})
+    return index, LiveQueries(stored, source, asked, measures.get("response_log_probability"))
+
+
+def reference(n_rows: int, n_queries: int, *, log: Any = sys.stderr) -> tuple[np.ndarray, State, float]:
+    """([Q, N] exact scores, EK-FAC's state with the damping, the largest residual). Each step's residual goes to the log."""
+    index, asked = sides(n_rows, n_queries, torch.float64)
+    state = EKFAC(precision="float32").fit(index.source)
+    b_QD, start = asked.take("gradient_whole", range(n_queries)), time.perf_counter()
+
+    def operator(v_KD: Tensor) -> Tensor:
+        result_KD = damped_reference(state, index.source)(v_KD)
+        print(f"{time.perf_counter() - start:.0f} s: a product with {len(v_KD)} vectors", file=log, flush=True)
+        return result_KD
+
+    def precondition(r_KD: Tensor) -> Tensor:
+        return solve_in_basis(state, index.source.layout, r_KD)
+
+    solve = conjugate_gradients(operator, b_QD, precondition=precondition, tolerance=TOLERANCE, max_steps=200, x0=precondition(b_QD))
+    assert solve.residual_K is not None
+    scores_QN = index.products("gradient_whole", solve.value).double().numpy() / -n_rows
+    print(f"reference: {solve.status} in {solve.steps} steps, residual {float(solve.residual_K.max()):.1e}", file=log, flush=True)
+    return scores_QN, state, float(solve.residual_K.max())
+
+
+def agreement(scores_QN: np.ndarray, exact_QN: np.ndarray) -> float:
+    """Spearman over rows, mean over queries."""
+    return float(np.mean([spearmanr(a_N, b_N).statistic for a_N, b_N in zip(scores_QN, exact_QN, strict=True)]))
+
+
+def scores(name: str, options: dict[str, Any], index: LiveIndex, asked: LiveQueries) -> tuple[np.ndarray, dict[str, Any]]:
+    method = Influence(get(name.removesuffix("_joint"), **options), mode="exact")
+    found = method.score(method.fit(index), index, asked)
+    return found.values_QN, found.provenance["solve"]
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    with quiet():
+        exact_QN, _, residual = reference(arguments.rows, arguments.queries)
+        np.savez(REFERENCE, scores_QN=exact_QN, rows=arguments.rows, queries=arguments.queries, residual=residual)
+        index, asked = sides(arguments.rows, arguments.queries, torch.float32)
+        found = {name: scores(name, options, index, asked) for name, options in EXACT.items()}
+    return {
+        "rows": arguments.rows,
+        "queries": arguments.queries,
+        "reference_residual": residual,
+        "spearman": {name: round(agreement(values_QN, exact_QN), 4) for name, (values_QN, _) in found.items()},
+        "solves": {name: solve for name, (_, solve) in found.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON object, the last line of output; kept in benchmarks/results")
+    parser.add_argument("--rows", type=int, default=160)
+    parser.add_argument("--queries", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    result = measure(arguments)
+    for name, value in result["spearman"].items():
+        print(f"{name:14} {value:.3f}")
+    if arguments.json:
+        record("accuracy", result, command=f"python -m benchmarks.accuracy {' '.join(sys.argv[1:])}".strip())
+
+
+if __name__ == "__main__":
+    main()
