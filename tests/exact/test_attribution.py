@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from headwater.curvature import Fisher
 from headwater.index.memory import MemoryIndex
 from headwater.methods import DDA, GradCos, Less, RelatIF, SelfInfluence, TracIn, TrackStar, Trak
-from headwater.methods.self_influence import suspects
+from headwater.methods.influence import Influence
+from headwater.methods.self_influence import self_influences, suspects
 from headwater.testing import LAYOUT, Toy, toy_queries, toy_rows
 from headwater.testing.toys import ToyMember
 from headwater.types import Block, IntegrityError, Layout, MemberRole, UsageError
@@ -56,13 +58,32 @@ def close(found: Tensor, expected: Tensor) -> None:
 # ------------------------------------------------------------------------------------------------- relative influence
 
 
+@pytest.mark.parametrize("n", [8, 10, 30], ids=["rows in example space", "one block each way", "blocks as matrices"])
 @pytest.mark.parametrize("kind", ["l", "theta"])
-def test_relatif_is_influence_over_the_rows_own_effect(kind: Any) -> None:
-    train, asked = sides()
+def test_relatif_is_influence_over_the_rows_own_effect(kind: Any, n: int) -> None:
+    train, asked = sides(n=n)
     inverse_DD = of_blocks(train, damped_fisher).inverse()
     g_ND, h_QD = gradients(train), gradients(asked)
     effect_N = (g_ND @ inverse_DD * g_ND).sum(1).sqrt() if kind == "l" else (g_ND @ inverse_DD).norm(dim=1)
-    close(score(RelatIF(kind=kind), train, asked), -(h_QD @ inverse_DD @ g_ND.T) / N / effect_N)
+    close(score(RelatIF(kind=kind), train, asked), -(h_QD @ inverse_DD @ g_ND.T) / n / effect_N)
+
+
+class SolvingEach(Fisher):
+    """Without its shorter way to what rows do to themselves."""
+
+    of_rows: Any = None
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("n", [5, 12, 40])
+def test_the_shorter_way_gives_what_a_solve_for_every_row_gives(n: int, joint: bool) -> None:
+    index = toy_rows(n, seed=1).filled(2, torch.nan).filled(1, 0.0).index()
+    methods = [Influence(curvature(0.3, joint)) for curvature in (Fisher, SolvingEach)]
+    short, long = (self_influences(method, method.fit(index), index) for method in methods)
+    for found, expected in zip(short, long, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-12, equal_nan=True)
+        assert found[1] == 0
+        assert found[2].isnan()
 
 
 def test_relatif_takes_any_curvature() -> None:
