@@ -12,13 +12,14 @@ tokens given those before them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from benchmarks.indexing import examples, model
+from benchmarks.indexing import VOCABULARY, examples, model
 from headwater.types import Example
 
 Workload = Literal["w1", "w2"]
@@ -62,3 +63,49 @@ def write(folder: Path, *, n_rows: int = 1000, n_queries: int = 64) -> Path:
 
 def _write_tokens(path: Path, which: Sequence[Example]) -> None:
     np.savez(path, tokens=np.concatenate([row.tokens for row in which]), lengths=np.array([row.n_tokens for row in which]))
+
+
+# ------------------------------------------------------------------------------- a model that has learned something
+
+
+def structured_rows(n_rows: int, seed: int = 0) -> list[Example]:
+    """Rows as long as those of `rows`, in an invented language: what `trained_model` was trained on, drawn anew."""
+    blank = examples(n_rows, seed=seed)
+    tokens_NT = _language(np.random.default_rng([seed, 1]), n_rows, max((row.n_tokens for row in blank), default=0))
+    return [replace(row, tokens=tokens_T[: row.n_tokens]) for row, tokens_T in zip(blank, tokens_NT, strict=True)]
+
+
+def trained_model(*, steps: int = 200, batch: int = 16, length: int = 80) -> torch.nn.Module:
+    """The Llama of `benchmarks.indexing` after a short training on the invented language; the same weights each time on one machine.
+
+    Untrained, its gradients are noise of a flat spectrum. Cost: `steps * batch * length` tokens of training, 256,000 by default.
+    """
+    network: Any = model().train()
+    peak, warm, rng = 2e-3, 30, np.random.default_rng([0, 2])
+    optimizer = torch.optim.AdamW(network.parameters(), lr=peak)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / warm) * (1 - step / steps))
+    for _ in range(steps):
+        tokens = torch.from_numpy(_language(rng, batch, length))
+        network(input_ids=tokens, labels=tokens).loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return network.eval()
+
+
+def _language(rng: np.random.Generator, n: int, length: int) -> np.ndarray:
+    """[n, length] tokens. The next one is, with probability .7, one of eight successors of the last; .15 a word of the row's topic, one of
+    20; .15 any word. Words have Zipf's frequencies."""
+    fixed = np.random.default_rng([0, 3])  # the language itself, whatever is said in it
+    words, zipf = np.arange(2, VOCABULARY), 1 / np.arange(1, VOCABULARY - 1)
+    successors_V8 = fixed.choice(words, size=(VOCABULARY, 8), p=zipf / zipf.sum())
+    topics = fixed.choice(words, size=(20, 40), p=zipf / zipf.sum())
+    any_NT = rng.choice(words, size=(n, length), p=zipf / zipf.sum())
+    topical_NT = topics[rng.integers(20, size=(n, 1)), rng.integers(40, size=(n, length))]
+    follows_NT, kind_NT = rng.choice(8, size=(n, length), p=zipf[:8] / zipf[:8].sum()), rng.random((n, length))
+    tokens_NT = any_NT.copy()
+    for t in range(1, length):
+        following_N = successors_V8[tokens_NT[:, t - 1], follows_NT[:, t]]
+        tokens_NT[:, t] = np.select([kind_NT[:, t] < 0.7, kind_NT[:, t] < 0.85], [following_N, topical_NT[:, t]], any_NT[:, t])
+    return tokens_NT

@@ -82,6 +82,14 @@ def test_the_mean_estimated_error_is_the_spread_over_draws(blocks: tuple[Block, 
     assert 0.85 < ratio < 1.15, f"estimated error over spread: {ratio:.3f}"
 
 
+@pytest.mark.parametrize("alike", [0.0, 0.7])
+def test_the_error_that_is_shown_is_the_spread_of_that_score(alike: float) -> None:
+    """Mean reported error over empirical standard deviation, of each pair by itself: within 15 % (200 draws leave 5 %)."""
+    scores, errors = simulate(SQUARE, *pairs(SQUARE, tokens=50, alike=alike), "dot")
+    ratios = errors.mean(0) / scores.std(0)
+    assert ((ratios > 0.85) & (ratios < 1.15)).all(), ratios
+
+
 @pytest.mark.parametrize("block", MIXED[1:4], ids=lambda block: block.name)
 def test_blocks_that_are_drawn_on_one_side(block: Block) -> None:
     """By themselves, since a block drawn on both sides would drown them; for pairs where the wrong side would be 34 % too wide."""
