@@ -1,6 +1,6 @@
 """How near influence comes to the exact damped Gauss-Newton influence, on the LoRA workload of the peers' benchmark.
 
-    python -m benchmarks.accuracy --json [--rows 160] [--queries 4] [--threads 1]     the reference, then every method (about an hour)
+    python -m benchmarks.accuracy --json [--rows 80] [--queries 2] [--threads 1]     the reference, then every method (about an hour)
 
 The reference solves `(C + lambda) x = h` for each query by conjugate gradients to a relative residual of 1e-8 in float64, C the joint
 Gauss-Newton matrix of the LoRA parameters over the rows, lambda a tenth of the mean eigenvalue of each block. It knows no approximation, and
@@ -119,8 +119,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object, the last line of output; kept in benchmarks/results")
-    parser.add_argument("--rows", type=int, default=160)
-    parser.add_argument("--queries", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=80)
+    parser.add_argument("--queries", type=int, default=2)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

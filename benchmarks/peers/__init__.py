@@ -8,5 +8,5 @@
     table.py         results -> the table and the JSON
 
 `task.py` and the engines' files import numpy, torch, transformers and the engine, and nothing of Headwater: they run in the engine's
-environment. `ours.py` has the same interface and runs in this one.
+environment. `headwater.py` has the same interface and runs in this one.
 """

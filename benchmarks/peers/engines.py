@@ -36,7 +36,7 @@ class Engine:
 ENGINES = {
     engine.name: engine
     for engine in (
-        Engine("headwater", "benchmarks.peers.ours"),
+        Engine("headwater", "benchmarks.peers.headwater"),
         Engine("kronfluence", "benchmarks.peers.kronfluence", "kronfluence==1.0.1"),
         Engine("bergson", "benchmarks.peers.bergson", "bergson==2.5.1"),
         Engine("dattri-llm", "benchmarks.peers.dattri_llm", "dattri-llm[attribution]==0.1.0"),
