@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from headwater.methods import GradCos, GradDot, Random
-from headwater.methods.shared import check, fit_norms, make_scores, unit_length, whole
+from headwater.methods import GradCos, GradDot, Less, Random, TracIn, TrackStar
+from headwater.methods.shared import check, fit_norms, make_scores, pairs, unit_length, whole
 from headwater.testing import check_method
 from headwater.types import Index, Scores, State, UsageError, with_values
 
@@ -157,6 +157,35 @@ class UnknownUnit(GradCos):
     unit: Any = "points"
 
 
+@dataclass(frozen=True)
+class WithTheStepInsteadOfAgainstIt(Less):
+    """Adam's update taken for the way the parameters go, when they go against it."""
+
+    def score(self, state: State, index: Index, queries: Index) -> Scores:
+        scores = super().score(state, index, queries)
+        return with_values(scores, -scores.values_QN)
+
+
+@dataclass(frozen=True)
+class FinalModelForEveryCheckpoint(TracIn):
+    """The queries' gradient at the final model against rows of each checkpoint: right in number and shape."""
+
+    def score(self, state: State, index: Index, queries: Index) -> Scores:
+        members = index.members("checkpoint")
+        products = [m.index.products("gradient", whole(queries, "gradient")) for m in members]
+        return make_scores(self, -torch.stack(products).sum(0), index, queries)
+
+
+@dataclass(frozen=True)
+class RowsOfABlockWhitenedTogether(TrackStar):
+    """Lengths taken from whatever rows come together."""
+
+    def score(self, state: State, index: Index, queries: Index) -> Scores:
+        member, asked = pairs(index, queries, "second_moment")[0]
+        blocks = [rows_ND / rows_ND.norm() for _, rows_ND in member.index.blocks("gradient")]
+        return make_scores(self, -whole(asked, "gradient") @ torch.cat(blocks).T, index, queries)
+
+
 FAULTS = {
     IdsInAnotherOrder: {"shape_and_ids"},
     ValuesInAnotherOrder: {"train_permutation", "duplicated_example", "nan_row"},
@@ -177,6 +206,9 @@ FAULTS = {
     NormalisesInPlace: {"inputs_untouched"},
     InFloat64: {"shape_and_ids"},
     UnknownUnit: {"declares_what_it_is"},
+    WithTheStepInsteadOfAgainstIt: {"sign"},
+    FinalModelForEveryCheckpoint: {"swapped_sides_refused", "layout_mismatch_refused"},
+    RowsOfABlockWhitenedTogether: {"block_size"},
 }
 
 
