@@ -45,7 +45,8 @@ NEXT = "the next queries"
 DOT = "gradient product, exact: index + queries"
 
 OURS = (
-    Job("headwater", "ekfac", "w1", (Figure(EXACT, key="ekfac_exact_passes"),), costly=True),
+    Job("headwater", "ekfac_all", "w1", (Figure(EXACT, key="ekfac_exact_passes"),)),
+    Job("headwater", "ekfac", "w1", (Figure(EXACT),), costly=True),
     Job(
         "headwater",
         "ekfac_index",
@@ -55,7 +56,8 @@ OURS = (
             Figure(NEXT, ("next queries",), "next_queries_passes"),
         ),
     ),
-    Job("headwater", "ekfac", "w2", (Figure(EXACT, key="ekfac_lora_passes"),), costly=True),
+    Job("headwater", "ekfac_all", "w2", (Figure(EXACT, key="ekfac_lora_passes"),), options={"labels": "sampled"}),
+    Job("headwater", "ekfac", "w2", (Figure(EXACT),), costly=True),
     Job("headwater", "fisher", "w2", (Figure("damped Fisher, exact: index + fit + queries", key="fisher_lora_passes"),)),
     Job("headwater", "graddot", "w2", (Figure(DOT, key="graddot_lora_passes"),)),
     Job("headwater", "accuracy", "w2", ()),  # values: ekfac_cg_spearman
