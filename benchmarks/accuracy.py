@@ -3,8 +3,8 @@
     python -m benchmarks.accuracy --json [--rows 80] [--queries 2] [--threads 1]     the reference, then every method (about an hour)
 
 The reference solves `(C + lambda) x = h` for each query by conjugate gradients to a relative residual of 1e-8 in float64, C the joint
-Gauss-Newton matrix of the LoRA parameters over the rows, lambda a tenth of the mean eigenvalue of each block. It knows no approximation, and
-takes long, so it is kept in `benchmarks/results/accuracy_reference.npz`: `python -m benchmarks.peers` holds every engine's scores against it.
+Gauss-Newton matrix of the LoRA parameters over the rows, lambda a tenth of the mean eigenvalue of each block. It knows no
+approximation, and takes long, so it is kept in `benchmarks/results/accuracy_reference.npz`, which `python -m benchmarks.peers` reads.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Headwater: each job as `headwater index` and `headwater trace` do it, from tokenised rows, files and their fsyncs included.
 
-The exact EK-FAC runs twice: on all rows for its figure, and on as many as the peers', for the agreement of the scores. Its option `labels` is
-"true" (the empirical Fisher, which the peers' scores are of) or "sampled" (the true Fisher).
+The exact EK-FAC runs twice: on all rows for its figure, and on as many as the peers', for the agreement of the scores. Its option
+`labels` is "true" (the empirical Fisher, which the peers' scores are of) or "sampled" (the true Fisher).
 """
 
 from __future__ import annotations

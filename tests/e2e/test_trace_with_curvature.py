@@ -56,7 +56,7 @@ def test_data_that_changed_is_noticed_before_any_number(world: World, tmp_path: 
     lines = world.data.read_text().splitlines()
     data.write_text("\n".join(lines))
     run = headwater.index(world.model, data, tmp_path / "run")
-    data.write_text("\n".join(lines[:-1] + [json.dumps({"prompt": "other", "response": "words"})]))
+    data.write_text("\n".join([*lines[:-1], json.dumps({"prompt": "other", "response": "words"})]))
     with pytest.raises(IntegrityError, match="not in its data any more"):
         headwater.trace(run, prompt=QUERY[1], response=QUERY[3], methods={"ekfac": {"mode": "exact"}})
 

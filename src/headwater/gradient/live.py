@@ -30,8 +30,9 @@ KEEP_BYTES = 1 << 30  # rows are kept in memory, and served again without a pass
 class LiveSource:
     """`types.ModelSource` over a session. `layout` keeps everything whole; dropout is off, whatever the model's mode.
 
-    `bad` are positions of rows without a finite gradient: they have no curvature, and are NaN where rows are asked for. `keep` names the labels whose rows are wanted again later: where they all fit into `keep_bytes`, the first pass that computes factors
-    runs one forward pass and a backward pass for each of them, and they are kept. Draws of sampled labels are keyed by `seed` and row.
+    `bad` are positions of rows without a finite gradient: they have no curvature, and are NaN where rows are asked for. `keep` names the
+    labels whose rows are wanted again later: where they all fit into `keep_bytes`, the first pass that computes factors runs one forward
+    pass and a backward pass for each of them, and they are kept. Draws of sampled labels are keyed by `seed` and row.
     """
 
     def __init__(

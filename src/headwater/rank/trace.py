@@ -147,7 +147,7 @@ def check_index(index: StoredIndex, session: Session) -> None:
 
 
 def fitted(method: Method, index: StoredIndex, rows: Index | None = None) -> State:
-    """The method's state for these rows and members: read from `state/` where it was kept, else fitted (to `rows`, where given) and kept."""
+    """The method's state for these rows and members: read from `state/` where it was kept, else fitted to `rows` (the index) and kept."""
     used = _members_key(index, _roles([method], index))
     key = _digest([index.spec.fingerprint, list(index.ids), repr(method), *used])
     path = index.run / "state" / f"{method.name}-{key}.safetensors"
