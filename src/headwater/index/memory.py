@@ -36,7 +36,7 @@ class MemoryIndex:
         self.layout, self.gradient_of, self._ids = layout, gradient_of, tuple(ids)
         self._features = {name: tensor.detach().float().contiguous() for name, tensor in features.items()}
         self._columns = {name: _as_array(column) for name, column in (columns or {}).items()}
-        self._members = tuple(members)
+        self._members, self._norms = tuple(members), dict[str, Tensor]()
         self._check()
 
     def _check(self) -> None:
@@ -97,10 +97,12 @@ class MemoryIndex:
 
     def norms(self, feature: str) -> Tensor:
         """[N] Euclidean norms; NaN for a bad row."""
-        norms_N = codec.norms(Stored(self._feature(feature)), None)
-        if "bad" in self._columns:
-            norms_N[torch.from_numpy(self._columns["bad"].astype(bool))] = torch.nan
-        return norms_N
+        if feature not in self._norms:
+            norms_N = codec.norms(Stored(self._feature(feature)), None)
+            if "bad" in self._columns:
+                norms_N[torch.from_numpy(self._columns["bad"].astype(bool))] = torch.nan
+            self._norms[feature] = norms_N
+        return self._norms[feature]
 
     def stored_blocks(self, feature: str) -> Iterator[tuple[int, Stored]]:
         rows_ND = self._feature(feature)
