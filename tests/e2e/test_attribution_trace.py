@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import safetensors.torch
 
 import headwater
 from headwater.api import Trace
@@ -257,8 +256,9 @@ def test_appended_and_removed_rows_are_found_again(world: World, tmp_path: Path)
     assert [one.prompt for one in examples] == index.column("prompt").tolist()
 
 
-def test_replay_repeats_it(world: World, run: Path, cli: Callable[..., Answer], tmp_path: Path) -> None:
-    answer = cli("replay", run, "-o", tmp_path / "again", "--json")
+def test_replay_repeats_the_rept_feature(world: World, cli: Callable[..., Answer], tmp_path: Path) -> None:
+    run = headwater.index(world.root / "out", world.root / "train.jsonl", tmp_path / "run", store__rept_layer=1, data__limit=8)
+    headwater.trace(run, prompt=QUERY[1], response=QUERY[3], methods=["rept"], n_reference=0)
+    answer = cli("replay", run.path, "-o", tmp_path / "again", "--json")
     assert answer.json["identical"], answer.json
-    assert json.loads((tmp_path / "again" / "index" / "index.json").read_text())["extra"]["rept"]["layer"] == -1
-    safetensors.torch.load_file(next((tmp_path / "again" / "scores").glob("*/rept.safetensors")))
+    assert headwater.load(tmp_path / "again").index.spec.extra == {"rept": {"width": 32, "layer": 1}}

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+TOGETHER = 64  # positions that are solved for together
+
+
 @dataclass(frozen=True, eq=False)
 class TokenScores:
     """`values_TS[t, s]`: what position s of the row adds to the pair's score through position t of the query. They sum to the score.
@@ -153,19 +156,6 @@ def token_texts(session: Session, example: Example) -> tuple[str, ...]:
     return tuple(a if a == b else f"{a}|{b}" for a, b in both)
 
 
-class _Positions:
-    """Positions in the place of queries: as much of an index as a solve looks at."""
-
-    def __init__(self, rows_TD: Tensor) -> None:
-        self.rows_TD = rows_TD
-
-    def take(self, feature: str, chosen: Any) -> Tensor:
-        return self.rows_TD[torch.as_tensor(np.asarray(chosen, dtype=np.int64))]
-
-    def __len__(self) -> int:
-        return len(self.rows_TD)
-
-
 def _layouts(method: Any, index: Index) -> tuple[Layout, Layout]:
     """(of the query's terms, of the row's): whole where the curvature is the model's own, and the row's too where nothing is sketched."""
     mode = method.mode if isinstance(method, Influence) else "stored"
@@ -176,11 +166,10 @@ def _layouts(method: Any, index: Index) -> tuple[Layout, Layout]:
 
 
 def _solved(method: Any, state: State, index: Index, h_TD: Tensor) -> Tensor:
-    """[T, D] the solve is linear, so each position is solved for by itself."""
+    """[T, D] as the rows are scanned: the solve is linear, so each position is solved for by itself."""
     if not isinstance(method, Influence):
         return h_TD
-    as_queries: Any = _Positions(h_TD)
-    return method.solved(state, index, as_queries)
+    return torch.cat([method.solve_some(state, index, some_KD).value for some_KD in h_TD.split(TOGETHER)])
 
 
 def _divisor(method: Any, index: Index, h_TD: Tensor, g_SD: Tensor) -> float:
