@@ -14,7 +14,6 @@ from headwater.curvature.kronecker import (
     Precision,
     as_matrices,
     bases,
-    finite_rows,
     fit_bases,
     in_precision,
     mean_squares,
@@ -64,9 +63,8 @@ def corrected_eigenvalues(state: State, source: Source, labels: Labels, precisio
     """[D] `E_n[(Q_S' G_n Q_A)^2]` in the layout's order: squares of each row's whole gradient, not of its positions."""
     layout, rotated = source.layout, bases(state, source.layout)
     if isinstance(source, ModelSource) and not _keeps(source, labels):
-        batches = map(finite_rows, source.factors(labels))
         rotated = {name: basis.cast(precision) for name, basis in rotated.items()}
-        return mean_squares(layout, (_rotated_factors(batch, rotated, precision) for batch in batches))
+        return mean_squares(layout, (_rotated_factors(batch, rotated, precision) for batch in source.factors(labels)))
     rows = (finite(rows_BD) for _, rows_BD in source.rows(labels)) if isinstance(source, ModelSource) else finite_blocks(source)
     return mean_squares(layout, (_rotated_rows(rows_BD, layout, rotated) for rows_BD in rows))
 

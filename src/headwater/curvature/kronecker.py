@@ -18,7 +18,7 @@ from torch import Tensor
 
 from headwater.curvature.operators import finite_blocks
 from headwater.index.scan import bfloat16_is_fast
-from headwater.types import Block, FactorBatch, Factors, Labels, Layout, ModelSource, Source, State
+from headwater.types import Block, Factors, Labels, Layout, ModelSource, Source, State
 
 LARGEST_SIDE = 8192  # a longer side (a vocabulary) keeps its own basis: its covariance would be too large to form and to diagonalise
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -119,7 +119,7 @@ def product_dtype(precision: Precision, x: Tensor) -> torch.dtype:
 
 
 def fit_bases(source: Source, labels: Labels, precision: Precision = "float32") -> State:
-    """{"left/BLOCK", "right/BLOCK": eigenvectors; "left_values/BLOCK", "right_values/BLOCK"; "positions": [L] of a row, the mean}. One pass.
+    """{"left/BLOCK", "right/BLOCK": eigenvectors; "left_values/BLOCK", "right_values/BLOCK"; "positions": [L] a row, the mean}. One pass.
 
     A side's tensors stand under the first of the blocks that share it. Over a live model `positions * A (x) S` is K-FAC's curvature.
     """
@@ -151,7 +151,7 @@ def bases(state: State, layout: Layout) -> dict[str, Basis]:
 def _from_factors(source: ModelSource, labels: Labels, left: SecondMoments, right: SecondMoments) -> int:
     """Rows that were averaged over. A block's positions are counted by block: a pooled one has one a row, one used twice has two."""
     n_rows = 0
-    for batch in map(finite_rows, source.factors(labels)):
+    for batch in source.factors(labels):
         inputs: dict[int, Tensor] = {}
         outputs = {name: _used(one.g_BTO, one, batch.used_BT) for name, one in batch.factors.items()}
         for one in batch.factors.values():
@@ -162,18 +162,6 @@ def _from_factors(source: ModelSource, labels: Labels, left: SecondMoments, righ
         left.add(outputs, counts)
         n_rows += len(batch.positions)
     return n_rows
-
-
-def finite_rows(batch: FactorBatch) -> FactorBatch:
-    """The batch without its rows that are not finite: they have no curvature. A sum is finite only where all its terms are."""
-    tensors = {id(x): x for one in batch.factors.values() for x in (one.a_BTI, one.g_BTO)}
-    if all(bool(torch.isfinite(x.sum())) for x in tensors.values()):
-        return batch
-    finite_B = torch.stack([torch.isfinite(x).flatten(1).all(1) for x in tensors.values()]).all(0)
-    kept = {key: x[finite_B] for key, x in tensors.items()}
-    factors = {name: Factors(kept[id(one.a_BTI)], kept[id(one.g_BTO)]) for name, one in batch.factors.items()}
-    positions = [position for position, is_finite in zip(batch.positions, finite_B.tolist(), strict=True) if is_finite]
-    return FactorBatch(positions, factors, batch.used_BT[finite_B])
 
 
 def _used(x_BTX: Tensor, factors: Factors, used_BT: Tensor) -> Tensor:
