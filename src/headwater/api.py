@@ -27,12 +27,12 @@ from headwater.rank.tokens import TokenScores, check_supported, token_scores
 from headwater.rank.trace import check_index, fitted, trace_queries
 from headwater.recipe import DEFAULT_METHODS, IndexRecipe, TraceRecipe
 from headwater.training.folder import TrainerFolder
-from headwater.types import DataError, Measure, Scores, UsageError
+from headwater.types import DataError, Example, Measure, Scores, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Run", "Trace", "encode_query", "index", "load", "run_trace", "trace"]
+__all__ = ["Run", "Trace", "encode_query", "encoded_queries", "given_queries", "index", "load", "run_trace", "trace"]
 
 TEXTS = ("prompt", "response", "source", "row")
 
@@ -292,12 +292,17 @@ def run_trace(
     data: Any = None,
 ) -> Trace:
     """Do what a recipe says: to its file of queries, or to those given. See `headwater.rank.trace.trace_queries`."""
-    indexed = IndexRecipe.parse(load(run).record["recipe"])
-    given = _given_queries(None, None, recipe.queries) if given is None else list(given)
-    session = session or open_session(indexed.model)
-    encoded = read_queries(given, session.tokenizer, **encoding(indexed.data, session))
+    given = given_queries(recipe.queries) if given is None else list(given)
+    session = session or open_session(IndexRecipe.parse(load(run).record["recipe"]).model)
+    encoded = encoded_queries(run, given, session)
     traced = trace_queries(run, recipe, encoded, session=session, measure=measure, given=given, data=data)
     return Trace(traced.folder, traced.record)
+
+
+def encoded_queries(run: Path, queries: str | Path | Iterable[Mapping[str, Any]], session: Session) -> list[Example]:
+    """Queries, a file of them or dicts, encoded as the rows of the run were."""
+    indexed = IndexRecipe.parse(load(run).record["recipe"])
+    return read_queries(given_queries(queries), session.tokenizer, **encoding(indexed.data, session))
 
 
 def _given_queries(
@@ -309,6 +314,13 @@ def _given_queries(
         return [{"prompt": prompt, "response": response}]
     if prompt is not None or response is not None:
         raise UsageError("got a prompt or response and queries as well; give one of the two")
+    return given_queries(queries)
+
+
+def given_queries(queries: str | Path | Iterable[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    """Queries as their user wrote them. Raises DataError for a file with a line that cannot be read."""
+    if queries is None:
+        raise UsageError("no queries are given: name a file of them, or give a list of dicts")
     if not isinstance(queries, str | Path):
         return [dict(query) for query in queries]
     rows = read_rows(str(queries))

@@ -207,6 +207,43 @@ def trace(
 
 
 @app.command()
+def repair(
+    run: RunFolder,
+    queries: Annotated[Path, typer.Option(help="A file of anchors: outputs to make more likely. They choose the rows.")],
+    held_out: Annotated[Path, typer.Option("--held-out", help="A file of other outputs of the same kind: they judge.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new folder: the changed model and repair.json.")],
+    lr: Annotated[float, typer.Option("--lr", help="Learning rate of the steps.")],
+    rows: Annotated[int, typer.Option(help="Rows to step on, the same number for each random control.")] = 10,
+    steps: Annotated[int, typer.Option(help="Steps, each on all of these rows.")] = 10,
+    optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = "adamw",
+    harmful: Annotated[bool, typer.Option("--harmful", help="Step away from harmful rows, in place of towards helpful ones.")] = False,
+    draws: Annotated[int, typer.Option(help="Random controls.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the random rows.")] = 0,
+    method: Annotated[str | None, typer.Option(help="The method that chooses (default grad_cos).")] = None,
+    measure: Annotated[str | None, typer.Option(help="What should grow; by the kind of query where not given.")] = None,
+    config: Config = None,
+    override: Override = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take a few steps on the rows behind some outputs, and see on others what that did against random rows."""
+    named = {method: None} if method else {"grad_cos": None} if config is None else None
+    flags = {"measure": measure, "n_reference": 0, "queries": queries, "methods": named}
+    recipe = _trace_recipe(config, flags, override, encoder=None)
+    from headwater.recipe import RepairRecipe
+    from headwater.repair import repair as repair_run
+
+    kind = "harmful" if harmful else "helpful"
+    how = {"lr": lr, "rows": rows, "steps": steps, "optimizer": optimizer, "kind": kind, "draws": draws, "seed": seed}
+    with _progress(quiet):
+        repaired = repair_run(run, recipe, RepairRecipe.parse(how), anchors=queries, held_out=held_out, out=out)
+    if json_:
+        _print_json({"out": str(out), **{name: value for name, value in repaired.record.items() if name != "random_rows"}})
+    else:
+        typer.echo(repaired)
+
+
+@app.command()
 def report(
     run: RunFolder,
     trace: Annotated[str | None, typer.Option(help="A trace's name (a folder in RUN/scores); the newest where not given.")] = None,

@@ -210,6 +210,19 @@ class TraceRecipe(_Recipe):
         return primary or next(iter(names), "")
 
 
+class RepairRecipe(_Recipe):
+    """What `headwater repair` does with the rows that a method chooses: each step takes them all."""
+
+    lr: float = Field(gt=0, description="learning rate; without a default, since it decides how much happens at all")
+    rows: int = Field(default=10, ge=1, description="rows to step on, and of each random control")
+    steps: int = Field(default=10, ge=1)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    kind: Literal["helpful", "harmful"] = Field(default="helpful", description="down the loss of helpful rows, or up that of harmful ones")
+    clip: float = Field(default=1.0, gt=0, description="largest norm of a step's gradient")
+    draws: int = Field(default=5, ge=2, description="random controls")
+    seed: int = 0
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         value = _yaml(path.read_text(encoding="utf-8"), where=f"{path}: ")
