@@ -1,0 +1,93 @@
+"""Influence with the model at hand, scored exactly or on stored rows, against its formula on whole gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from headwater.curvature import EKFAC, GGN, KFAC
+from headwater.gradient.live import LiveSource
+from headwater.gradient.rows import row_engine
+from headwater.gradient.scope import find_scope, make_layout
+from headwater.gradient.sketch import SketchSpec
+from headwater.index.live import LiveIndex, LiveQueries
+from headwater.index.memory import MemoryIndex
+from headwater.methods.influence import Influence
+from headwater.model import measures
+from headwater.model.session import Session
+from headwater.types import Labels, Layout
+from tests.exact.models import make_batch, make_session
+from tests.exact.test_curvature_kronecker import MATRICES, NAN_TOKEN, live
+from tests.exact.test_live_source import examples_of, gathered
+
+
+@pytest.fixture(autouse=True)
+def _keep_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headwater.gradient.live._give_back_memory", lambda: None)  # a second for each pass over three rows
+
+
+def live_pair(session: Session, source: LiveSource, layout: Layout) -> tuple[LiveIndex, LiveQueries, Tensor]:
+    """(index, queries, [Q, D] the queries' whole gradients), the stored rows in `layout`."""
+    batch, queries = make_batch(session), make_batch(session, seed=5, lengths=(6, 8))
+    measure = measures.get("response_log_probability")
+    rows, asked = [], []
+    with row_engine(session, layout) as engine:
+        rows.append(engine.rows(batch, measures.LOSS).gradient_BD)
+        asked.append(engine.rows(queries, measure).gradient_BD)
+    with row_engine(session, source.layout) as engine:
+        whole_QD = engine.rows(queries, measure).gradient_BD
+    stored = MemoryIndex(batch.ids, layout, "loss", {"gradient": rows[0]})
+    asked_index = MemoryIndex([f"q{i}" for i in range(len(queries))], layout, "measure", {"gradient": asked[0]})
+    return LiveIndex(stored, source), LiveQueries(asked_index, source, examples_of(queries), measure), whole_QD
+
+
+@pytest.mark.parametrize("keep", [(), ("true", "sampled")], ids=["passes", "kept"])
+@pytest.mark.parametrize(
+    "curvature", [EKFAC(precision="float32"), KFAC(labels="true", precision="float32"), GGN(damping=0.5)], ids=["ekfac", "kfac", "ggn"]
+)
+def test_influence_with_the_model_at_hand_is_the_formula(curvature: EKFAC, keep: tuple[Labels, ...]) -> None:
+    """Exact mode: -(1/N) h'x, x the solved query, nothing sketched. Model mode over rows that are kept whole is the same."""
+    session = make_session("llama")
+    include = ("*1*k_proj.bias", "*1*norm*") if curvature.name == "ggn" else ("*k_proj*", "*norm*")
+    source = live(session, include=include, keep=keep)
+    index, queries, whole_QD = live_pair(session, source, source.layout)
+    x_QD = curvature.solve(curvature.fit(source), source, whole_QD).value
+    expected_QN = x_QD @ gathered(source, "true").T / -len(source)
+    for mode in ("exact", "model"):
+        method = Influence(curvature, mode=mode)
+        scores = method.score(method.fit(index), index, queries)
+        found_QN = torch.from_numpy(scores.values_QN).double()
+        torch.testing.assert_close(found_QN, expected_QN, rtol=1e-5, atol=1e-6 * float(expected_QN.abs().max()))
+        assert scores.provenance["mode"] == mode
+
+
+def test_influence_sketched_from_the_model_is_the_product_of_two_sketches() -> None:
+    session = make_session("llama")
+    source = live(session, include=MATRICES)
+    sketched = make_layout(session.model, find_scope(session.model, include=MATRICES), SketchSpec(rank=6, whole_below=0, seed=3))
+    index, queries, whole_QD = live_pair(session, source, sketched)
+    method = Influence(EKFAC(precision="float32"), mode="model")
+    scores = method.score(method.fit(index), index, queries)
+    x_QD = EKFAC(precision="float32").solve(EKFAC(precision="float32").fit(source), source, whole_QD).value
+    expected_QN = index.sketch(x_QD) @ index.take("gradient", range(len(index))).double().T / -len(index)
+    torch.testing.assert_close(
+        torch.from_numpy(scores.values_QN).double(), expected_QN, rtol=1e-5, atol=1e-6 * float(expected_QN.abs().max())
+    )
+
+
+@pytest.mark.parametrize("keep", [(), ("true",)], ids=["passes", "kept"])
+def test_a_bad_row_scores_nan_and_changes_no_other(keep: tuple[Labels, ...]) -> None:
+    session = make_session("llama")
+    source = live(session, include=("*k_proj*", "*norm*"), bad=(1,), keep=keep)
+    index, queries, whole_QD = live_pair(session, source, source.layout)
+    source.examples[1].tokens[1] = NAN_TOKEN
+    with torch.no_grad():
+        session.network.model.embed_tokens.weight[NAN_TOKEN] = torch.nan
+    method = Influence(EKFAC(labels="true"), mode="exact")
+    scores = torch.from_numpy(method.score(method.fit(index), index, queries).values_QN)
+    assert torch.isnan(scores).tolist() == [[False, True, False]] * 2
+    sound = LiveSource(session, [source.examples[i] for i in (0, 2)], source.layout)
+    x_QD = method.curvature.solve(method.curvature.fit(sound), sound, whole_QD).value
+    expected = x_QD @ gathered(sound, "true").T / -3
+    torch.testing.assert_close(scores[:, [0, 2]].double(), expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
