@@ -37,7 +37,7 @@ from headwater.progress import quiet
 from headwater.recipe import IndexRecipe
 from headwater.types import Example, Method, State
 
-RANK = 40
+RANK = 48
 SCOPES = {"w1": ("*_proj.weight",), "w2": ("*lora_*",)}
 MEASURE = measures.get("response_log_probability")
 
