@@ -17,6 +17,7 @@ from headwater.curvature.kronecker import (
     fit_bases,
     in_precision,
     mean_squares,
+    precision_over,
     solve_in_basis,
     zip_blocks,
 )
@@ -48,15 +49,14 @@ class EKFAC:
     cost = "two passes over the rows (stored: two scans), eigendecompositions"
 
     def fit(self, source: Source) -> State:
-        state = dict(fit_bases(source, self.labels, self.precision))
+        state = dict(fit_bases(source, self.labels, precision_over(source, self.precision)))
         eigenvalues_D = corrected_eigenvalues(state, source, self.labels, self.precision)
         means = [part.double().mean() for part in source.layout.split(eigenvalues_D).values()]
         return {**state, "eigenvalues": eigenvalues_D, "damping": Damping.parse(self.damping).resolve(torch.stack(means))}
 
     def solve(self, state: State, source: Source, b_KD: Tensor) -> Solve:
         check_width(b_KD, source.layout)
-        precision = self.precision if isinstance(source, ModelSource) else "float32"
-        return Solve(solve_in_basis(state, source.layout, b_KD, precision), "closed_form")
+        return Solve(solve_in_basis(state, source.layout, b_KD, precision_over(source, self.precision)), "closed_form")
 
 
 def corrected_eigenvalues(state: State, source: Source, labels: Labels, precision: Precision = "float32") -> Tensor:

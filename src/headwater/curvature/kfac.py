@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from headwater.curvature.damping import RULE, Damping
-from headwater.curvature.kronecker import Precision, fit_bases, solve_in_basis
+from headwater.curvature.kronecker import Precision, fit_bases, precision_over, solve_in_basis
 from headwater.curvature.operators import check_width
 from headwater.types import Labels, ModelSource, Solve, Source, State
 
@@ -33,15 +33,14 @@ class KFAC:
     cost = "one pass over the rows (stored: one scan), eigendecompositions"
 
     def fit(self, source: Source) -> State:
-        state = dict(fit_bases(source, self.labels, self.precision))
+        state = dict(fit_bases(source, self.labels, precision_over(source, self.precision)))
         eigenvalues_D = kfac_eigenvalues(state, source)
         means = [part.double().mean() for part in source.layout.split(eigenvalues_D).values()]
         return {**state, "eigenvalues": eigenvalues_D, "damping": Damping.parse(self.damping).resolve(torch.stack(means))}
 
     def solve(self, state: State, source: Source, b_KD: Tensor) -> Solve:
         check_width(b_KD, source.layout)
-        precision = self.precision if isinstance(source, ModelSource) else "float32"
-        return Solve(solve_in_basis(state, source.layout, b_KD, precision), "closed_form")
+        return Solve(solve_in_basis(state, source.layout, b_KD, precision_over(source, self.precision)), "closed_form")
 
 
 def kfac_eigenvalues(state: State, source: Source) -> Tensor:

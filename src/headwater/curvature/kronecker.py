@@ -109,6 +109,11 @@ def in_precision(x: Tensor, precision: Precision) -> Tensor:
     return x.to(product_dtype(precision, x))
 
 
+def precision_over(source: Source, precision: Precision) -> Precision:
+    """Stored rows are few products, and each row's own, so nothing averages out: they are multiplied as they are."""
+    return precision if isinstance(source, ModelSource) else "float32"
+
+
 def product_dtype(precision: Precision, x: Tensor) -> torch.dtype:
     """bfloat16 where that is asked for; by "auto" where the processor multiplies it fast and the numbers are float32. Else x's own."""
     fast = precision == "auto" and x.dtype == torch.float32 and (x.is_cuda or bfloat16_is_fast())
