@@ -135,8 +135,8 @@ class Held:
     """Whole gradients, or solved ones, of Q queries, by block. float32 while they are small, then bfloat16, then int8 with a scale for each
     query and block.
 
-    What is rounded is each number, at random, and a product is a sum of very many: 64 queries of 3 M numbers agree with float32's to four
-    digits in rank correlation.
+    What is rounded is each number, at random, and a product is a sum of very many: 64 queries of 3 M numbers in int8 keep a rank
+    correlation of .998.
     """
 
     def __init__(self, n: int, layout: Layout, *, whole: torch.dtype) -> None:
