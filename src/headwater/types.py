@@ -423,19 +423,35 @@ class Verdict:
     findings: tuple[Finding, ...] = ()
 
 
+TruthKind = Literal["cold", "warm", "proximal", "pbrf", "tail_patch"]
+"""What was done with the rows that a design keeps: trained from the start; from the final weights on; moved to the minimum of the proximal
+objective, or of the proximal Bregman objective, near the final weights; or one step taken. The kinds are never mixed in one figure."""
+
+
 @dataclass(frozen=True)
 class Truth:
-    """Counterfactual outcomes: for each design (a set of kept rows), seed and query, the measure after training on it."""
+    """Counterfactual outcomes: for each design (a set of kept rows), seed and query, the measure after training on it.
+
+    NaN: not measured, or worth nothing because its training diverged (`diverged_DS` says which): never averaged in. `designs` names each
+    set of rows ("half/17", "all", "without/ID"); `recipe` is how it was trained.
+    """
 
     outcomes_DSQ: np.ndarray
     kept_DN: np.ndarray  # bool
     train_ids: tuple[str, ...]
     query_ids: tuple[str, ...]
     seeds: tuple[int, ...]
-    kind: Literal["cold", "warm", "proximal", "pbrf"]
+    kind: TruthKind
     unit: str | None
+    designs: tuple[str, ...] = ()
+    diverged_DS: np.ndarray | None = None  # bool
     recipe: Mapping[str, Any] = field(default_factory=dict[str, Any])
     noise_ceiling: float | None = None
+
+    def __post_init__(self) -> None:
+        expected = (len(self.kept_DN), len(self.seeds), len(self.query_ids))
+        assert self.outcomes_DSQ.shape == expected, f"outcomes are {self.outcomes_DSQ.shape}, designs, seeds and queries say {expected}"
+        assert self.kept_DN.shape[1:] == (len(self.train_ids),), f"kept rows are {self.kept_DN.shape}, {len(self.train_ids)} ids"
 
 
 # ------------------------------------------------------------------------------------------------------ protocols
