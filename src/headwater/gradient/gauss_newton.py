@@ -8,7 +8,7 @@ Letters: K vectors · D numbers of a whole gradient · P target positions · H h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -27,17 +27,37 @@ def gauss_newton_product(session: Session, layout: Layout, batch: Batch, v_KD: T
 
     `layout` keeps everything whole. Dropout is off. Memory: what autograd keeps of both passes, and one chunk of logits.
     """
+    with linearised(session, layout, [batch]) as product:
+        return product(v_KD)
+
+
+@contextmanager
+def linearised(session: Session, layout: Layout, batches: Iterable[Batch]) -> Iterator[Callable[[Tensor], Tensor]]:
+    """`v_KD -> sum_n J_n' H_n J_n v` over the rows of all batches, whose forward passes are made once and kept while the context lasts.
+
+    For the many products of one solve over few rows: each v then costs a tangent and a backward pass. Memory: what autograd keeps of both
+    passes, of all batches.
+    """
     parameters = _parameters(session, layout)
     head = session.head if _ends_in_hidden(session, layout) else None
-    with _differentiable(session.model, parameters), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-        jacobian = _Jacobian.of(_before_softmax(session, layout, batch), list(parameters.values()))
-        rows = []
-        for v_D in v_KD:
-            directions = layout.split(v_D.unsqueeze(0))
-            tangent = jacobian.times([directions[name].reshape(p.shape) for name, p in parameters.items()])
-            pulled = jacobian.transposed_times(_through_softmax(jacobian.root.detach(), tangent, head))
-            rows.append(torch.cat([part.reshape(-1) for part in pulled]))
-    return torch.stack(rows)
+    with _differentiable(session.model, parameters):
+        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+            kept = [_Jacobian.of(_before_softmax(session, layout, batch), list(parameters.values())) for batch in batches]
+
+        def product(v_KD: Tensor) -> Tensor:
+            return torch.stack([_product(kept, head, layout, parameters, v_D) for v_D in v_KD])
+
+        yield product
+
+
+def _product(kept: Sequence[_Jacobian], head: Head | None, layout: Layout, parameters: Mapping[str, nn.Parameter], v_D: Tensor) -> Tensor:
+    directions = layout.split(v_D.unsqueeze(0))
+    shaped = [directions[name].reshape(p.shape) for name, p in parameters.items()]
+    total_D = torch.zeros_like(v_D)
+    for jacobian in kept:
+        pulled = jacobian.transposed_times(_through_softmax(jacobian.root.detach(), jacobian.times(shaped), head))
+        total_D += torch.cat([part.reshape(-1) for part in pulled])
+    return total_D
 
 
 @dataclass(frozen=True, eq=False)
