@@ -37,7 +37,7 @@ from headwater.progress import quiet
 from headwater.recipe import IndexRecipe
 from headwater.types import Example, Method, State
 
-RANK = 48
+RANK = 40
 SCOPES = {"w1": ("*_proj.weight",), "w2": ("*lora_*",)}
 MEASURE = measures.get("response_log_probability")
 

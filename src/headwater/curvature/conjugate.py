@@ -5,6 +5,7 @@ Letters: K right-hand sides · A those still being solved, S some of them · D n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +23,12 @@ def conjugate_gradients(
     tolerance: float = 1e-6,
     max_steps: int = 200,
     x0: Tensor | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Solve:
     """x with `||A x - b|| <= tolerance ||b||`, A symmetric and positive definite (Hestenes and Stiefel 1952).
 
-    `precondition` is a symmetric positive approximation of `A^-1`; `x0` [K, D] is where to start. Where the recursion's residual is
+    `precondition` is a symmetric positive approximation of `A^-1`; `x0` [K, D] is where to start; `stop`, asked before each step, ends
+    the work early (`max_steps`). Where the recursion's residual is
     small enough, the true one is taken from x, and decides: then b is solved, or, as long as that helps, CG begins anew from x. One that
     rounding keeps from the tolerance is left as it is (`max_steps`); one along which A is not positive, or not finite, keeps the iterate
     that it had (`diverged`). `residual_K` is always the true one. Cost: a product with A a step for each b that is not solved, and one
@@ -34,7 +37,7 @@ def conjugate_gradients(
     run = _Run(operator, b_KD, precondition or (lambda r_KD: r_KD), tolerance, torch.zeros_like(b_KD) if x0 is None else x0.clone())
     everyone_K = torch.arange(len(b_KD), device=b_KD.device)
     run.begin(b_KD if x0 is None else run.true_residual(everyone_K), everyone_K)
-    while len(run.left_A) and run.steps < max_steps:
+    while len(run.left_A) and run.steps < max_steps and not stop():
         run.step()
     unknown_S = torch.cat([run.left_A, run.broken_S])
     run.residual_K[unknown_S] = relative(run.true_residual(unknown_S), b_KD[unknown_S])

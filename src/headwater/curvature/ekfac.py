@@ -64,7 +64,7 @@ def corrected_eigenvalues(state: State, source: Source, labels: Labels, precisio
     layout, rotated = source.layout, bases(state, source.layout)
     if isinstance(source, ModelSource) and not _keeps(source, labels):
         rotated = {name: basis.cast(precision) for name, basis in rotated.items()}
-        return mean_squares(layout, (_rotated_factors(batch, rotated, precision) for batch in source.factors(labels)))
+        return mean_squares(layout, _rotated_batches(source, labels, rotated, precision))
     rows = (finite(rows_BD) for _, rows_BD in source.rows(labels)) if isinstance(source, ModelSource) else finite_blocks(source)
     return mean_squares(layout, (_rotated_rows(rows_BD, layout, rotated) for rows_BD in rows))
 
@@ -72,6 +72,16 @@ def corrected_eigenvalues(state: State, source: Source, labels: Labels, precisio
 def _keeps(source: ModelSource, labels: Labels) -> bool:
     keeps = getattr(source, "keeps", None)
     return bool(keeps and keeps(labels))
+
+
+def _rotated_batches(
+    source: ModelSource, labels: Labels, rotated: Mapping[str, Basis], precision: Precision
+) -> Iterator[Iterator[tuple[str, Tensor]]]:
+    for batch in source.factors(labels):
+        matrices = _rotated_factors(batch, rotated, precision)
+        del batch  # or its factors would be held while the next batch is computed
+        yield matrices
+        del matrices
 
 
 def _rotated_factors(batch: FactorBatch, rotated: Mapping[str, Basis], precision: Precision) -> Iterator[tuple[str, Tensor]]:

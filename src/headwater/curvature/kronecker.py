@@ -18,7 +18,7 @@ from torch import Tensor
 
 from headwater.curvature.operators import finite_blocks
 from headwater.index.scan import bfloat16_is_fast
-from headwater.types import Block, Factors, Labels, Layout, ModelSource, Source, State
+from headwater.types import Block, FactorBatch, Factors, Labels, Layout, ModelSource, Source, State
 
 LARGEST_SIDE = 8192  # a longer side (a vocabulary) keeps its own basis: its covariance would be too large to form and to diagonalise
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -100,8 +100,14 @@ def accumulate(total: Tensor, x_nX: Tensor) -> None:
     if total.dim() == 1:
         total += x_nX.to(total.dtype).square().sum(0)
         return
+    x_nX = _in_panels(x_nX) if x_nX.dtype == torch.bfloat16 else x_nX
     for start in range(0, len(total), PANEL):
         total[start : start + PANEL, start:] += x_nX[:, start : start + PANEL].T @ x_nX[:, start:]
+
+
+def _in_panels(x_nX: Tensor) -> Tensor:
+    """The same rows with zeros up to a multiple of `PANEL`: a new shape of a bfloat16 product costs milliseconds and a megabyte of code."""
+    return torch.nn.functional.pad(x_nX, (0, 0, 0, -len(x_nX) % PANEL))
 
 
 def in_precision(x: Tensor, precision: Precision) -> Tensor:
@@ -154,19 +160,25 @@ def bases(state: State, layout: Layout) -> dict[str, Basis]:
 
 
 def _from_factors(source: ModelSource, labels: Labels, left: SecondMoments, right: SecondMoments) -> int:
-    """Rows that were averaged over. A block's positions are counted by block: a pooled one has one a row, one used twice has two."""
+    """Rows that were averaged over."""
     n_rows = 0
     for batch in source.factors(labels):
-        inputs: dict[int, Tensor] = {}
-        outputs = {name: _used(one.g_BTO, one, batch.used_BT) for name, one in batch.factors.items()}
-        for one in batch.factors.values():
-            if id(one.a_BTI) not in inputs:
-                inputs[id(one.a_BTI)] = _used(one.a_BTI, one, batch.used_BT)
-        counts = {name: len(d_nO) for name, d_nO in outputs.items()}
-        right.add({name: inputs[id(one.a_BTI)] for name, one in batch.factors.items()}, counts)
-        left.add(outputs, counts)
+        _add_positions(batch, left, right)
         n_rows += len(batch.positions)
+        del batch  # or its factors would be held while the next batch is computed
     return n_rows
+
+
+def _add_positions(batch: FactorBatch, left: SecondMoments, right: SecondMoments) -> None:
+    """A block's positions are counted by block: a pooled one has one a row, one used twice has two."""
+    inputs: dict[int, Tensor] = {}
+    outputs = {name: _used(one.g_BTO, one, batch.used_BT) for name, one in batch.factors.items()}
+    for one in batch.factors.values():
+        if id(one.a_BTI) not in inputs:
+            inputs[id(one.a_BTI)] = _used(one.a_BTI, one, batch.used_BT)
+    counts = {name: len(d_nO) for name, d_nO in outputs.items()}
+    right.add({name: inputs[id(one.a_BTI)] for name, one in batch.factors.items()}, counts)
+    left.add(outputs, counts)
 
 
 def _used(x_BTX: Tensor, factors: Factors, used_BT: Tensor) -> Tensor:
@@ -222,6 +234,7 @@ def mean_squares(layout: Layout, batches: Iterable[Iterable[tuple[str, Tensor]]]
                 parts = layout.split(total_D)
             size = len(g_BOI)
             parts[name].add_(g_BOI.square_().sum(0, dtype=parts[name].dtype).reshape(parts[name].shape))
+            del g_BOI
         n_rows += size
     assert total_D is not None, "no rows to take the mean over"
     return total_D / max(n_rows, 1)

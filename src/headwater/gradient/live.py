@@ -74,6 +74,7 @@ class LiveSource:
                 filling[kind][torch.as_tensor(positions)] = dense_rows(self.layout, batch.factors, len(positions)).cpu()
             if kind == labels:
                 yield batch
+            del batch  # or its factors would be held while the next batch is computed
         self._kept |= filling
 
     def rows(self, labels: Labels) -> Iterator[tuple[Sequence[int], Tensor]]:
@@ -85,6 +86,7 @@ class LiveSource:
             return
         for positions, _, batch in self._passes([labels]):
             yield positions, dense_rows(self.layout, batch.factors, len(positions))
+            del batch
 
     def blocks(self, feature: str) -> Iterator[tuple[int, Tensor]]:
         """In the order of the rows, as `types.Source` has it: batches of neighbours, so padding costs more than in `rows`."""

@@ -128,6 +128,7 @@ class LiveIndex:
         for batch in self.source.factors("true"):
             total_QB = sum(held.products(name, _rows(one, held.multiplied)) for name, one in batch.factors.items())
             values_QN[:, torch.as_tensor(batch.positions)] = torch.as_tensor(total_QB).float().cpu()
+            del batch  # or its factors would be held while the next batch is computed
         return values_QN
 
 
