@@ -6,7 +6,6 @@ Letters: B rows of a batch · T positions · D numbers of a whole gradient · K 
 from __future__ import annotations
 
 import ctypes
-import gc
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -151,7 +150,7 @@ class LiveSource:
                 for i, (kind, start) in enumerate(zip(kinds, starts, strict=True)):
                     torch.autograd.backward(start.root, start.gradient, retain_graph=i + 1 < len(kinds))
                     yield positions, kind, FactorBatch(positions, sink.take(), used_BT)
-        _give_back_memory()
+                give_back_memory()
 
     def _plan(self, chosen: Sequence[int], *, in_order: bool = False) -> list[list[int]]:
         lengths = [self.examples[i].n_tokens for i in chosen]
@@ -164,8 +163,7 @@ class LiveSource:
         return collate([self.examples[i] for i in positions], pad_id=self.session.pad_id).to(self.session.device)
 
 
-def _give_back_memory() -> None:
-    """What a pass freed goes back to the system: glibc would keep hundreds of MB in the holes between what lives on."""
-    gc.collect()
+def give_back_memory() -> None:
+    """What a batch freed goes back to the system: glibc would keep ever more of it, in the holes between what lives on."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

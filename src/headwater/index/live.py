@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from headwater.corpus import collate, plan_batches
-from headwater.gradient.live import LiveSource
+from headwater.gradient.live import LiveSource, give_back_memory
 from headwater.gradient.rows import row_engine
 from headwater.gradient.sketch import sides
 from headwater.index.codec import encode
@@ -197,6 +197,7 @@ class LiveQueries(MemoryIndex):
             for some in plan_batches([example.n_tokens for example in chosen], token_budget=self.source.token_budget):
                 batch = collate([chosen[i] for i in some], pad_id=session.pad_id)
                 rows_KD[torch.tensor(some)] = engine.rows(batch, self.measure).gradient_BD.to(rows_KD)
+        give_back_memory()
         return rows_KD
 
     def subset(self, positions: Sequence[int] | np.ndarray) -> LiveQueries:
