@@ -9,7 +9,19 @@ if TYPE_CHECKING:
     from headwater.model.session import Session, load_session
     from headwater.training.callback import HeadwaterCallback, RowIdCollator, with_row_ids
 
-__all__ = ["HeadwaterCallback", "RowIdCollator", "Run", "Session", "Trace", "evaluate", "index", "load", "load_session", "trace", "with_row_ids"]
+__all__ = [
+    "HeadwaterCallback",
+    "RowIdCollator",
+    "Run",
+    "Session",
+    "Trace",
+    "evaluate",
+    "index",
+    "load",
+    "load_session",
+    "trace",
+    "with_row_ids",
+]
 
 _HOMES = {
     "HeadwaterCallback": "headwater.training.callback",

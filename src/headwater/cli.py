@@ -246,15 +246,21 @@ def repair(
 @app.command()
 def evaluate(
     scores: Annotated[
-        Path, typer.Argument(metavar="SCORES", help="npy, csv, parquet or safetensors (rows: queries, columns: training rows), or a run folder.")
+        Path,
+        typer.Argument(metavar="SCORES", help="npy, csv, parquet or safetensors (rows: queries, columns: training rows), or a run folder."),
     ],
     bank: Annotated[Path | None, typer.Option(help="Outcomes of retraining, from `headwater truth`.")] = None,
-    train_labels: Annotated[Path | None, typer.Option("--train-labels", help="csv, parquet or jsonl: a label for each training row.")] = None,
+    train_labels: Annotated[
+        Path | None, typer.Option("--train-labels", help="csv, parquet or jsonl: a label for each training row.")
+    ] = None,
     query_labels: Annotated[Path | None, typer.Option("--query-labels", help="The same for each query.")] = None,
     label_column: Annotated[str | None, typer.Option("--label-column", help="Their column (default: label).")] = None,
-    mislabelled: Annotated[str | None, typer.Option(help="A column of true and false in --train-labels: do these rows score highest?")] = None,
+    mislabelled: Annotated[
+        str | None, typer.Option(help="A column of true and false in --train-labels: do these rows score highest?")
+    ] = None,
     sign: Annotated[
-        str | None, typer.Option(help="positive (default): high scores are proponents. negative: low ones are, as in an influence on the loss.")
+        str | None,
+        typer.Option(help="positive (default): high scores are proponents. negative: low ones are, as in an influence on the loss."),
     ] = None,
     k: Annotated[int | None, typer.Option("-k", "--k", help="First rows looked at (default: training rows / classes).")] = None,
     hub_correct: Annotated[bool, typer.Option("--hub-correct", help="First take each training column's z-score over the queries.")] = False,
@@ -271,7 +277,7 @@ def evaluate(
 
     truth = None
     if bank is not None:
-        from headwater.truth.bank import read_bank
+        from headwater.truth.bank import read_bank  # pyright: ignore[reportMissingImports]
 
         truth = read_bank(bank)
     tables = Tables(train_labels, query_labels, label_column, mislabelled)
