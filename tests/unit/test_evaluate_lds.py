@@ -20,6 +20,7 @@ from headwater.evaluate.lds import (
     predicted_outcomes,
     tables,
 )
+from headwater.evaluate.summary import evaluate
 from headwater.evaluate.two_way import query_only, two_way_figure, variances
 from headwater.types import DataError, Scores, Truth
 
@@ -125,11 +126,10 @@ def test_families_are_told_apart_in_one_bank() -> None:
         "leave_one_out": (41, 40),
         "group_removal": (81, 40),
     }
+    three = replace(everything, kept_DN=everything.kept_DN[:4], outcomes_DSQ=everything.outcomes_DSQ[:4], designs=everything.designs[:4])
+    assert families(three) == {}
     with pytest.raises(DataError, match="no 4 of one kind"):
-        agreements(
-            world()[0],
-            replace(everything, kept_DN=everything.kept_DN[:4], outcomes_DSQ=everything.outcomes_DSQ[:4], designs=everything.designs[:4]),
-        )
+        evaluate(world()[0], truth=three)
 
 
 def test_what_diverged_is_left_out() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from headwater.evaluate.removal import picks, removal_curve, separation
+from headwater.evaluate.summary import evaluate
 from headwater.types import DataError, Scores, Truth
 
 N, Q, S, K = 30, 4, 5, 3
@@ -72,6 +73,17 @@ def test_the_change_is_against_the_same_seed_on_all_rows() -> None:
     assert points["none"].change.value == pytest.approx(0)
     assert points["none"].standard_error > 0.1  # training again moves the level
     assert points["random"].standard_error > 0  # draws differ
+
+
+def test_a_bank_of_removals_alone_is_enough() -> None:
+    scores, truth = bank()
+    result = evaluate(
+        scores,
+        truth=replace(truth, designs=tuple(f"random/{d}" if "random" in name else f"most/{d}" for d, name in enumerate(truth.designs))),
+    )
+    assert not any(name.startswith("lds") for name in result.figures)
+    assert [line["pick"] for line in result.to_json()["removal"]] == ["none", "least", "most", "random", "zero"]
+    assert next(finding for finding in result.findings if finding.name == "removal").status == "ok"
 
 
 def test_separated_or_undetermined() -> None:

@@ -140,14 +140,8 @@ def families(truth: Truth) -> dict[str, np.ndarray]:
 
 
 def agreements(scores: Scores, truth: Truth, *, seed: int = 0) -> dict[str, Agreement]:
-    """Every family of the bank against the scores, which `matched` has put in one order. DataError where there is no family."""
-    found = families(truth)
-    if not found:
-        raise DataError(
-            f"the bank has {len(truth.kept_DN)} designs, and no {FEWEST} of one kind that leave rows out: a correlation over designs needs "
-            "them. Retrain on more subsets"
-        )
-    return {name: _agreement(name, tables(scores, truth, places_D), truth, places_D, seed) for name, places_D in found.items()}
+    """Every family of the bank against the scores, which `matched` has put in one order; empty where the bank has none."""
+    return {name: _agreement(name, tables(scores, truth, places_D), truth, places_D, seed) for name, places_D in families(truth).items()}
 
 
 def tables(scores: Scores, truth: Truth, places_D: np.ndarray) -> dict[Kind, Table]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwater.evaluate import doubts, retrieval
+from headwater.evaluate.agreement import FEWEST
 from headwater.evaluate.classes import ClassLabels, accuracy_Q, cover_Q, places
 from headwater.evaluate.figure import Figure, mean_figure, proportion_figure
 from headwater.evaluate.hubs import hub_corrected, hub_share, occurrence_skewness
@@ -133,6 +134,11 @@ def evaluate(
     ours = _figures(scores, labels, truth, wrong_N, k, options)
     theirs = None if against is None else _figures(against, labels, truth, wrong_N, k, options)
     curve = removal_curve(*matched(ours.scores, truth)) if truth is not None else []
+    if truth is not None and not ours.agreements and not curve:
+        raise DataError(
+            f"the bank has {len(truth.kept_DN)} designs: no {FEWEST} of one kind that leave rows out, over which to correlate, and no "
+            "removal of the rows that these scores put first. Retrain on more subsets"
+        )
     return Evaluation(
         facts=_facts(scores, against, truth, ours, k, options),
         figures=ours.figures,
@@ -217,12 +223,14 @@ def _label_findings(scores: Scores, ranking: Ranking, labels: ClassLabels, auroc
 
 
 def _bank_findings(scores: Scores, truth: Truth, found: Mapping[str, Agreement]) -> list[Finding]:
-    """On the family with the most designs."""
-    name, largest = max(found.items(), key=lambda item: item[1].n_designs)
+    """Sign and order on the family with the most designs."""
     ours, bank = matched(scores, truth)
+    always = [doubts.matching(scores, truth, bank), doubts.diverged(truth)]
+    if not found:
+        return always
+    name, largest = max(found.items(), key=lambda item: item[1].n_designs)
     return [
-        doubts.matching(scores, truth, bank),
-        doubts.diverged(truth),
+        *always,
         doubts.sign(largest.spearman, chance=0.0, of=f"{name.replace('_', ' ')} (Spearman) against the bank"),
         doubts.order_by_bank(ours, bank, families(bank)[name]),
     ]
