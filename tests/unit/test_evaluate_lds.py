@@ -132,6 +132,30 @@ def test_families_are_told_apart_in_one_bank() -> None:
         evaluate(world()[0], truth=three)
 
 
+@pytest.mark.parametrize(("way", "sign"), [("down", 1), ("up", -1)])
+def test_tail_patches_are_of_the_rows_stepped_on(way: str, sign: int) -> None:
+    """A step towards a proponent raises the measure, a step away from it lowers it: both agree with its score."""
+    scores, _ = world()
+    kept_DN = np.vstack([np.zeros((1, N), dtype=bool), np.eye(N, dtype=bool)])
+    outcomes_DSQ = 7 + 0.01 * sign * (kept_DN @ scores.values_QN.T)[:, None]
+    names = ("none", *(f"step/r{n}" for n in range(N)))
+    truth = Truth(outcomes_DSQ, kept_DN, scores.train_ids, scores.query_ids, (0,), "tail_patch", "nats", designs=names, recipe={"way": way})
+    result = evaluate(scores, truth=truth)
+    assert result.figures["tail_patch_spearman"].value == pytest.approx(1)
+    assert result.figures["tail_patch_slope"].value == pytest.approx(0.01)  # the learning rate
+    assert result.removal == ()
+
+
+@pytest.mark.parametrize("row_change", [-1.0, -0.1, 1.0])
+def test_a_response_to_another_weight_of_the_rows(row_change: float) -> None:
+    """The outcome is the query's measure once the rows left out weigh more or less: agreement and slope are 1 whichever way."""
+    scores, truth = world(designs="without", seeds=1)
+    outcomes_DSQ = 3 + row_change * (~truth.kept_DN @ scores.values_QN.T)[:, None]
+    found = agreements(scores, replace(truth, outcomes_DSQ=outcomes_DSQ, kind="pbrf", recipe={"row_change": row_change}))["leave_one_out"]
+    assert found.spearman.value == pytest.approx(1)
+    assert found.slope.value == pytest.approx(1)
+
+
 def test_what_diverged_is_left_out() -> None:
     scores, truth = world(noise=0.1)
     outcomes_DSQ = truth.outcomes_DSQ.copy()

@@ -105,10 +105,24 @@ def _places(ours: Sequence[str], theirs: Sequence[str], what: str) -> dict[int, 
 
 
 def predicted_outcomes(scores: Scores, truth: Truth) -> np.ndarray:
-    """[D, Q] sums of scores over the kept rows. Rows without a score (NaN) add nothing; a query without any is NaN. Cost: D N Q."""
+    """[D, Q] sums of scores over the kept rows, in the direction and size of what was done to rows (`direction`). Cost: D N Q.
+
+    Rows without a score (NaN) add nothing; a query without any is NaN.
+    """
     known_QN = np.isfinite(scores.values_QN)
-    sums_DQ = truth.kept_DN.astype(np.float64) @ np.where(known_QN, scores.values_QN, 0.0).T
+    sums_DQ = direction(truth) * truth.kept_DN.astype(np.float64) @ np.where(known_QN, scores.values_QN, 0.0).T
     return np.where(known_QN.any(axis=1), sums_DQ, np.nan)
+
+
+def direction(truth: Truth) -> float:
+    """What one more kept row is worth, in training on it once more: 1, unless the bank's recipe says otherwise.
+
+    Proximal and Bregman responses change the weight of the rows that a design leaves out by `row_change`: -1, they go; +1, they count
+    twice. Tail patches with `way` "up" step away from the rows of a set.
+    """
+    if truth.kind == "tail_patch":
+        return -1.0 if truth.recipe.get("way") == "up" else 1.0
+    return -float(truth.recipe.get("row_change", -1.0))
 
 
 def mean_outcomes(truth: Truth) -> np.ndarray:
@@ -127,8 +141,12 @@ def families(truth: Truth) -> dict[str, np.ndarray]:
 
     `lds`: subsets (they keep less than 0.9 of the rows), the largest such family by the part of the name before "/"; further ones are
     `lds_NAME`. `leave_one_out`: one row is gone. `group_removal`, or `group_removal_NAME`: a few are. Designs that drop nothing, and
-    those chosen by a score ("most/...", "random/..."), belong to none.
+    those chosen by a score ("most/...", "random/..."), belong to none. A bank of tail patches is one family, `tail_patch`: its sets are
+    what was stepped on.
     """
+    if truth.kind == "tail_patch":
+        stepped_on = np.flatnonzero(truth.kept_DN.any(1))
+        return {"tail_patch": stepped_on} if len(stepped_on) >= FEWEST else {}
     found: dict[str, list[int]] = {}
     for d, gone in enumerate((~truth.kept_DN).sum(1).tolist()):
         name = truth.designs[d].split("/")[0] if truth.designs else ""

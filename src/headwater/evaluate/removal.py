@@ -17,7 +17,7 @@ import numpy as np
 from scipy.stats import t
 
 from headwater.evaluate.figure import LEVEL, Figure
-from headwater.evaluate.lds import CHOSEN_BY_SCORE
+from headwater.evaluate.lds import CHOSEN_BY_SCORE, direction
 from headwater.types import DataError, Finding, Scores, Truth
 
 Pick = Literal["none", "most", "least", "zero", "random"]
@@ -87,7 +87,8 @@ def removal_curve(scores: Scores, truth: Truth) -> list[Point]:
 
     Scores and truth as `matched` leaves them. NaN outcomes (diverged, not measured) are left out, and a seed without any is no seed.
     """
-    found = picks(scores, truth)
+    removed = truth.kind != "tail_patch" and direction(truth) > 0  # else rows were stepped on, or counted twice
+    found = picks(scores, truth) if removed else {}
     if not any(pick in ("most", "least", "zero") for pick, _ in found):
         return []
     if ("none", 0) not in found:
