@@ -73,8 +73,8 @@ def test_every_design_by_its_name(world: World, run: Path, files: tuple[Path, Pa
     for design, more, names, left_out in (
         ("share", ("--fraction", 0.75, "--subsets", 2), ("share-0.75/0", "share-0.75/1"), 6),
         ("leave-out", ("-k", 5, "--subsets", 2), ("without-5/0", "without-5/1"), 5),
-        ("top", ("-k", 3, "--scores", tmp_path / "scores.npy"), ("top-3",), 3),
-        ("random", ("-k", 3, "--subsets", 2, "--design-seed", 4), ("random-3/0", "random-3/1"), 3),
+        ("top", ("-k", 3, "--scores", tmp_path / "scores.npy"), ("top/3",), 3),
+        ("random", ("-k", 3, "--subsets", 2, "--design-seed", 4), ("random/3/0", "random/3/1"), 3),
         ("leave-group-out", ("--by", "source"), None, None),
     ):
         made = cli("truth", run, *asked, "--design", design, *more)

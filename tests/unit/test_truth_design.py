@@ -126,7 +126,7 @@ def test_every_kind_is_found_by_its_name() -> None:
     for kind in KINDS:
         made = make_designs(kind, corpus, Options(count=2, fraction=0.5, k=2))
         assert made.kept_DN.shape[1] == 6
-    assert make_designs("top", corpus, Options(k=2)).names == ("top-2/q1", "top-2/q2")
+    assert make_designs("top", corpus, Options(k=2)).names == ("top/2/q1", "top/2/q2")
     assert make_designs("share", corpus, Options(count=1, fraction=1 / 3)).kept_DN.sum() == 2
 
 

@@ -86,17 +86,17 @@ def leave_groups_out(groups: Sequence[str]) -> Designs:
 
 def without_top(scores_N: np.ndarray, k: int, *, label: str = "") -> Designs:
     """Without the k rows of the highest score; equal scores in the order of the rows, NaN never. `label` tells score vectors apart."""
-    return _by_score(-_vector(scores_N), k, f"top-{k}", label)
+    return _by_score(-_vector(scores_N), k, f"top/{k}", label)
 
 
 def without_bottom(scores_N: np.ndarray, k: int, *, label: str = "") -> Designs:
     """Without the k rows of the lowest score."""
-    return _by_score(_vector(scores_N), k, f"bottom-{k}", label)
+    return _by_score(_vector(scores_N), k, f"bottom/{k}", label)
 
 
 def without_zero(scores_N: np.ndarray, k: int, *, label: str = "") -> Designs:
     """Without the k rows whose score is nearest to 0: those that should not matter."""
-    return _by_score(np.abs(_vector(scores_N)), k, f"zero-{k}", label)
+    return _by_score(np.abs(_vector(scores_N)), k, f"zero/{k}", label)
 
 
 def without_random(n_rows: int, k: int, *, draws: int = 1, seed: int = 0) -> Designs:
@@ -104,7 +104,7 @@ def without_random(n_rows: int, k: int, *, draws: int = 1, seed: int = 0) -> Des
     _check_size(k, n_rows)
     _check_count(draws)
     gone = [_drawn(n_rows, k, (seed, RANDOM, d)) for d in range(draws)]
-    return Designs(tuple(f"random-{k}/{d}" for d in range(draws)), ~_masks(n_rows, gone))
+    return Designs(tuple(f"random/{k}/{d}" for d in range(draws)), ~_masks(n_rows, gone))
 
 
 # --------------------------------------------------------------------------------------------------------- by name
