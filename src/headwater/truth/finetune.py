@@ -181,7 +181,8 @@ def mean_loss(model: nn.Module, rows: Sequence[Example], *, pad_id: int) -> Tens
     positions_K = predicts_BT.any(0).nonzero().squeeze(-1)
     logits_BKV = logits_at(model, tokens_BT, positions_K)
     wanted_BK = torch.where(predicts_BT, tokens_BT[:, 1:], -100)[:, positions_K]
-    return nn.functional.cross_entropy(logits_BKV.flatten(0, 1).float(), wanted_BK.flatten(), ignore_index=-100)
+    logits_BKV = logits_BKV.to(torch.promote_types(logits_BKV.dtype, torch.float32))
+    return nn.functional.cross_entropy(logits_BKV.flatten(0, 1), wanted_BK.flatten(), ignore_index=-100)
 
 
 def logits_at(model: nn.Module, tokens_BT: Tensor, positions_K: Tensor) -> Tensor:

@@ -363,20 +363,21 @@ def _each(journal: Journal, trainings: Sequence[tuple[np.ndarray, int]], process
 def _shared_out(journal: Journal, trainings: Sequence[tuple[np.ndarray, int]], n: int, threads: int) -> Iterator[None]:
     """New processes, not copies of this one: they may have several threads, and an accelerator."""
     others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(n, mp_context=context, initializer=_begin, initargs=(journal, threads))
+    executor = ProcessPoolExecutor(n, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(journal, threads))
     try:
         for done in as_completed([executor.submit(_one, *training) for training in trainings]):
             done.result()
             yield
-    except BrokenProcessPool as error:
-        raise WorkerDied(
-            f"one of {n} training processes ended without an answer. Likely cause: too little memory for so many, or a script that starts "
-            "them without `if __name__ == '__main__':`. What was written is kept: take fewer processes, and call again."
-        ) from error
-    finally:  # after an error or an interrupt nobody waits for trainings that are half done
+    except BaseException as error:  # an interrupt too: nobody waits for trainings that are half done
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise WorkerDied(
+                f"one of {n} training processes ended without an answer. Likely cause: too little memory for so many, or a script that "
+                "starts them without `if __name__ == '__main__':`. What was written is kept: take fewer processes, and call again."
+            ) from error
+        raise
+    finally:
         executor.shutdown(cancel_futures=True)
 
 
