@@ -1,12 +1,15 @@
 """How often the interval of a linear datamodeling score holds the truth, by simulation where the truth is known.
 
-`python -m benchmarks.coverage [--json] [--studies 1000] [--seed 0]`
+`python -m benchmarks.coverage [--json] [--studies 1000] [--seed 0] [--world NAME ...]`
 
-A study draws D half subsets and Q queries. The outcome of a subset for a query is the sum of true effects over its rows, plus noise that all queries
-share in that retrained model (a lucky seed), plus noise of the pair. The prediction is the sum of scores: the true effects plus an error
-of the method's, of which queries differ in size. True is the mean over the queries' population of the correlation over the subsets'
-population: it is computed from 20 times 3,000 subsets and 1,000 queries of the same world. Then: how many of the studies' 95 % intervals hold it, by
-the two-way interval, by a plain two-way bootstrap of the same table (percentiles), and by a bootstrap over queries alone.
+With `--world` only these are simulated, and `--json` keeps the others' lines of the same studies and seed that are recorded already.
+
+A study draws D half subsets and Q queries. The outcome of a subset for a query is the sum of true effects over its rows, plus noise that
+all queries share in that retrained model (a lucky seed), plus noise of the pair. The prediction is the sum of scores: the true effects
+plus an error of the method's, of which queries differ in size. True is the mean over the queries' population of the correlation over the
+subsets' population: it is computed from 20 times 3,000 subsets and 1,000 queries of the same world. Then: how many of the studies' 95 %
+intervals hold it, by the two-way interval, by a plain two-way bootstrap of the same table (percentiles), and by a bootstrap over queries
+alone.
 
 D subsets · Q queries · N training rows
 """
@@ -14,13 +17,14 @@ D subsets · Q queries · N training rows
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
 
-from benchmarks.record import record
+from benchmarks.record import RESULTS, record
 from headwater.evaluate.agreement import agreement
 from headwater.evaluate.two_way import measured, query_only, resampled_means, two_way_figure
 from headwater.progress import track
@@ -58,24 +62,38 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="record the result and print it as the last line")
     parser.add_argument("--studies", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--world", action="append", choices=[world.name for world in WORLDS], help="this one only; may be repeated")
     arguments = parser.parse_args()
-    result = measure(arguments.studies, arguments.seed)
-    for line in result["worlds"]:
+    studies, seed = arguments.studies, arguments.seed
+    chosen = [(place, world) for place, world in enumerate(WORLDS) if arguments.world is None or world.name in arguments.world]
+    lines = [simulate(world, studies, np.random.default_rng([seed, place])) for place, world in chosen]
+    for line in lines:
         print("  ".join(f"{name} {value}" for name, value in line.items()))
     if arguments.json:
-        record("coverage", result, f"python -m benchmarks.coverage --json --studies {arguments.studies} --seed {arguments.seed}")
+        record(
+            "coverage",
+            summed(lines, recorded(studies, seed), studies, seed),
+            f"python -m benchmarks.coverage --json --studies {studies} --seed {seed}",
+        )
 
 
-def measure(studies: int, seed: int, worlds: tuple[World, ...] = WORLDS) -> dict[str, Any]:
-    """Coverage of each kind of interval in each world, and the widths as multiples of the query-only one."""
-    lines = [simulate(world, studies, np.random.default_rng([seed, place])) for place, world in enumerate(worlds)]
-    two_way = [line["two_way"] for line in lines]
+def recorded(studies: int, seed: int) -> list[dict[str, Any]]:
+    path = RESULTS / "coverage.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return known["worlds"] if (known.get("studies"), known.get("seed")) == (studies, seed) else []
+
+
+def summed(lines: list[dict[str, Any]], before: list[dict[str, Any]], studies: int, seed: int) -> dict[str, Any]:
+    """The lowest and highest coverage over worlds, and every world's line, new ones in the place of old ones."""
+    by_name = {line["world"]: line for line in [*before, *lines]}
+    worlds = [by_name[world.name] for world in WORLDS if world.name in by_name]
     return {
         "studies": studies,
-        "lowest": min(two_way),
-        "highest": max(two_way),
-        "query_only_lowest": min(line["query_only"] for line in lines),
-        "worlds": lines,
+        "seed": seed,
+        "lowest": min(line["two_way"] for line in worlds),
+        "highest": max(line["two_way"] for line in worlds),
+        "query_only_lowest": min(line["query_only"] for line in worlds),
+        "worlds": worlds,
     }
 
 
@@ -103,8 +121,8 @@ def intervals(predicted_DQ: np.ndarray, outcome_DQ: np.ndarray, seed: int) -> di
 
 
 def draw(world: World, n_subsets: int, n_queries: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions and outcomes [D, Q] of one study. Each study has its own rows' common effects only where `common` is 0: see `world_effects`."""
-    common_N = np.random.default_rng(12345).standard_normal(N_ROWS)  # the world's, the same in every study
+    """Predictions and outcomes [D, Q] of one study. What queries have in common is the world's, the same in every study."""
+    common_N = np.random.default_rng(12345).standard_normal(N_ROWS)
     own_QN = rng.standard_normal((n_queries, N_ROWS))
     effects_QN = np.sqrt(world.common) * common_N + np.sqrt(1 - world.common) * own_QN
     size_Q = world.error * np.exp(world.spread * rng.standard_normal(n_queries) - world.spread**2 / 2)

@@ -317,8 +317,9 @@ def evaluate(
 ) -> Evaluation:
     """Hold scores of any tool against labels or a bank: `evaluate("S.csv", train_labels="t.csv", query_labels="q.csv", sign="negative")`.
 
-    `scores` and `against` are files (npy, csv, parquet, safetensors), a run folder, `Scores` or an array [Q, N]; labels are files or sequences, in the
-    order of the scores; `bank` is a folder or a `Truth`. Further options: k, hub_correct, seed. See `headwater.evaluate.summary.evaluate`.
+    `scores` and `against` are files (npy, csv, parquet, safetensors), a run folder, `Scores` or an array [Q, N]; labels are files or
+    sequences, in the order of the scores; `bank` is a folder or a `Truth`. Further options: k, hub_correct, seed. See
+    `headwater.evaluate.summary.evaluate`.
     """
     tables = Tables(train_labels, query_labels, label_column, mislabelled)
     truth = bank if bank is None or isinstance(bank, Truth) else read_bank(bank)
@@ -326,7 +327,7 @@ def evaluate(
 
 
 def read_bank(path: str | Path) -> Truth:
-    from headwater.truth.bank import read_bank as read
+    from headwater.truth.bank import read_bank as read  # pyright: ignore[reportMissingImports]
 
     return read(Path(path))
 

@@ -55,7 +55,8 @@ def test_a_query_that_ranks_nothing_has_no_part() -> None:
 
 tables = st.integers(2, 12).flatmap(
     lambda n: st.tuples(
-        st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.5, float("nan")]), min_size=n, max_size=n), st.lists(st.booleans(), min_size=n, max_size=n)
+        st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.5, float("nan")]), min_size=n, max_size=n),
+        st.lists(st.booleans(), min_size=n, max_size=n),
     )
 )
 
@@ -143,7 +144,10 @@ def test_hub_correction_is_each_columns_z() -> None:
 
 
 def test_overlap_of_first_rows() -> None:
-    one, other = Ranking(np.array([[4.0, 3, 2, 1], [1.0, 2, 3, 4], [1.0, 1, 1, 1]])), Ranking(np.array([[1.0, 4, 3, 2], [1, 2, 3, np.nan], [1, 2, 3, 4]]))
+    one, other = (
+        Ranking(np.array([[4.0, 3, 2, 1], [1.0, 2, 3, 4], [1.0, 1, 1, 1]])),
+        Ranking(np.array([[1.0, 4, 3, 2], [1, 2, 3, np.nan], [1, 2, 3, 4]])),
+    )
     np.testing.assert_array_equal(overlap_Q(one, other, 2), [0.5, 0.5, np.nan])
     np.testing.assert_array_equal(overlap_Q(one, one, 3), [1, 1, np.nan])
     few = Ranking(np.array([[np.nan, np.nan, 1.0, 2.0]]))

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.unit.test_export import write_trace
 
 from headwater.evaluate.labels import read_flags, read_labels
 from headwater.evaluate.read import as_scores, read_scores
 from headwater.rank import export
 from headwater.types import DataError, Scores, UsageError
-from tests.unit.test_export import write_trace
 
 VALUES = np.array([[0.5, -1.5, 2.0], [3.25, 0.0, -0.75]])
 LINES = ["0.5,-1.5,2.0", "3.25,0.0,-0.75"]
@@ -175,7 +175,7 @@ def test_ids_that_stand_there_twice(tmp_path: Path) -> None:
 def test_a_path_or_kind_that_is_not_known(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         read_scores(tmp_path / "none.csv")
-    with pytest.raises(UsageError, match="one of .npy"):
+    with pytest.raises(UsageError, match=r"one of \.npy"):
         read_scores(write_text(tmp_path / "s.txt", "1"))
     with pytest.raises(UsageError, match="Leave --method out"):
         read_scores(write_text(tmp_path / "s.csv", "1,2"), method="grad_dot")

@@ -3,8 +3,8 @@
 D designs (subsets) · Q queries
 
 Every figure here is the mean over queries of a correlation over designs. Its jackknife pseudo-values make a table
-`P_dq = D_q r_q - (D_q - 1) r_q(without d)`, whose mean over designs is r_q without its first-order bias: from here on an interval is that of the mean of
-a table with two crossed samples, designs and queries (`two_way.py`).
+`P_dq = D_q r_q - (D_q - 1) r_q(without d)`, whose mean over designs is r_q without its first-order bias: from here on an interval is
+that of the mean of a table with two crossed samples, designs and queries (`two_way.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CELLS = 200_000  # numbers of a block of queries: what the jackknife holds in me
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """`value_Q` is each query's figure, NaN where it is undefined; `pseudo_DQ` its pseudo-values, NaN for a design that was not measured."""
+    """`value_Q` is each query's figure, NaN where it is undefined; `pseudo_DQ` its pseudo-values, NaN where not measured."""
 
     value_Q: np.ndarray
     pseudo_DQ: np.ndarray
@@ -41,8 +41,8 @@ class Table:
 def agreement(predicted_DQ: np.ndarray, outcome_DQ: np.ndarray, *, kind: Kind) -> Table:
     """Spearman's or Pearson's correlation, or the slope of the outcome on the prediction, over designs and for each query.
 
-    NaN in either table: that design is left out for that query. Undefined (NaN): fewer than 4 designs, or a side that does not vary. The slope
-    of a calibrated prediction is 1. Cost: Q D^2.
+    NaN in either table: that design is left out for that query. Undefined (NaN): fewer than 4 designs, or a side that does not vary. The
+    slope of a calibrated prediction is 1. Cost: Q D^2.
     """
     n_designs, n_queries = predicted_DQ.shape
     at_once = max(1, CELLS // n_designs**2)
@@ -64,7 +64,10 @@ def _block(x_QD: np.ndarray, y_QD: np.ndarray, kind: Kind) -> tuple[np.ndarray, 
 
 
 def _with_and_without(x_QD: np.ndarray, known_QD: np.ndarray, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
-    """The values (or ranks) with all designs [Q, D], and [Q, d, D] with design d gone: a rank falls by 1 for a smaller value that goes, by 1/2 for an equal one."""
+    """The values (or ranks) with all designs [Q, D], and with design d gone [Q, d, D].
+
+    A rank falls by 1 for a smaller value that goes, by 1/2 for an equal one.
+    """
     if kind != "spearman":
         centred_QD = np.where(known_QD, x_QD, 0.0)
         centred_QD = centred_QD - (centred_QD.sum(1) / np.maximum(known_QD.sum(1), 1))[:, None]

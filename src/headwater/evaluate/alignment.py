@@ -2,9 +2,9 @@
 
 Q queries · N training rows · C classes or designs
 
-The statistic is `T = sum_qn w_qc x_qn K_cn`: how far the scores x of query q favour the rows of K_c, where the query's class is c (w = 1), or
-where design c turned out well for the query (w = its standardised outcome). With the rows shifted by s it is a circular cross-correlation over n,
-so all N shifts cost C Fourier transforms of length N.
+The statistic is `T = sum_qcn w_qc x_qn K_cn`: how far the scores x of query q favour the rows of K_c, where the query's class is c
+(then w is 1), or where design c turned out well for the query (w is its standardised outcome). With the rows shifted by s it is a circular
+cross-correlation over n, so all N shifts cost C Fourier transforms of length N.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def row_order(values_QN: np.ndarray, weight_QC: np.ndarray, member_CN: np.ndarra
     random_P = np.array([(favoured_CN * member_CN[:, rng.permutation(member_CN.shape[1])]).sum() for _ in range(PERMUTATIONS)])
     spread = float(random_P.std()) or 1.0
     shifted_N, reversed_N = _shifts(favoured_CN, member_CN) / spread, _shifts(favoured_CN, member_CN[:, ::-1]) / spread
-    ways = {**{f"shifted by {s}": z for s, z in enumerate(shifted_N) if s}, **{f"reversed and shifted by {s}": z for s, z in enumerate(reversed_N)}}
+    ways = {
+        **{f"shifted by {s}": z for s, z in enumerate(shifted_N) if s},
+        **{f"reversed and shifted by {s}": z for s, z in enumerate(reversed_N)},
+    }
     best = max(ways, key=lambda way: ways[way], default="")
     return Order(float(shifted_N[0]), float(ways.get(best, -np.inf)), best.removesuffix(" and shifted by 0"))
 

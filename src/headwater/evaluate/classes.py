@@ -55,5 +55,5 @@ def accuracy(ranking: Ranking, labels: ClassLabels) -> Figure:
 
 
 def cover(ranking: Ranking, labels: ClassLabels, k: int) -> Figure:
-    """The share of the query's class among its first k rows, mean over queries (ibid.). With k above the size of a class it cannot reach 1."""
+    """The share of the query's class among its first k rows, mean over queries (ibid.). At most (size of the class) / k."""
     return mean_figure(cover_Q(ranking, labels, k))

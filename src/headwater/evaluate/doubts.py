@@ -1,7 +1,7 @@
 """What makes a score matrix, or how it was matched, doubtful. Each is a `Finding`. Q queries · N training rows
 
-What no test here can see: an order that is wrong in another way than by a shift or reversal, a shift within rows that are sorted by class, and a leak that
-varies within classes. The coherence test says more of the first.
+What no test here can see: an order that is wrong in another way than by a shift or reversal, a shift within rows that are sorted by
+class, and a leak that varies within classes. The coherence test says more of the first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def ties(ranking: Ranking, k: int) -> Finding:
     if not n_tied:
         return Finding("ties", "ok", f"No query's first row, nor who is among its first {k}, is decided by a tie.", value=0.0, n=n)
     because = f"In {n_tied} of {n} queries the first row or the first {k} are decided by a tie, where the order of the rows decides."
-    return Finding("ties", "warn", because, value=n_tied / n, n=n, next_step="AUROC and average precision count ties as such; look at these.")
+    return Finding(
+        "ties", "warn", because, value=n_tied / n, n=n, next_step="AUROC and average precision count ties as such; look at these."
+    )
 
 
 def missing(ranking: Ranking) -> Finding:
@@ -42,7 +44,9 @@ def missing(ranking: Ranking) -> Finding:
     if not share:
         return Finding("missing scores", "ok", "Every pair has a score.", value=0.0, n=n)
     lost = f" {n_lost} of {n} queries have none at all and are left out of every figure." if n_lost else ""
-    because = f"{share:.2%} of the pairs are NaN, in {int(missing_QN.any(0).sum())} training rows: they are never ranked, and count as missed.{lost}"
+    because = (
+        f"{share:.2%} of the pairs are NaN, in {int(missing_QN.any(0).sum())} training rows: never ranked, and counted as missed.{lost}"
+    )
     return Finding("missing scores", "fail" if n_lost else "warn", because, value=share, n=n, next_step="See why these rows have no score.")
 
 
@@ -96,9 +100,12 @@ def order_by_bank(scores: Scores, truth: Truth, places_D: np.ndarray) -> Finding
 def _order(order: Order, what: str, n: int) -> Finding:
     if order.wrong:
         because = (
-            f"As the rows stand they fit the {what} no better than chance (z {order.given:.1f}); {order.best_order} they fit far better (z {order.best:.1f})."
+            f"As the rows stand they fit the {what} no better than chance (z {order.given:.1f}); "
+            f"{order.best_order} they fit far better (z {order.best:.1f})."
         )
-        return Finding("row order", "fail", because, value=order.given, n=n, next_step=f"See in which order the columns and the {what} are.")
+        return Finding(
+            "row order", "fail", because, value=order.given, n=n, next_step=f"See in which order the columns and the {what} are."
+        )
     tested = "Every shift of the training rows and the reverse were tried"
     if order.given < 2:
         return Finding("row order", "unknown", f"{tested}: no order fits the {what} better than chance.", value=order.given, n=n)
@@ -109,8 +116,9 @@ def coherence(scores: Scores, labels: ClassLabels, auroc: Figure, *, permutation
     """Whether labels that are shuffled on one side explain an AUROC of chance: rows of a class that are alike on one side only.
 
     On each side: do rows of the matrix with the same label resemble each other (`sum_c || sum_(i in c) z_i ||^2 / n_c`, against
-    permuted labels)? Where the queries' classes show and the training rows' do not, or the reverse, that side's labels are in another order than
-    the scores, or the scores know nothing of that side. Where AUROC is surely above chance, labels of both sides fit and nothing is left to ask.
+    permuted labels)? Where the queries' classes show and the training rows' do not, or the reverse, that side's labels are in another
+    order than the scores, or the scores know nothing of that side. Where AUROC is surely above chance, labels of both sides fit and
+    nothing is left to ask.
     """
     if auroc.interval is not None and auroc.interval[0] > 0.5:
         return Finding("label order", "ok", "AUROC by label is above chance: the labels of both sides fit.", n=len(labels.query_Q))
@@ -123,7 +131,8 @@ def coherence(scores: Scores, labels: ClassLabels, auroc: Figure, *, permutation
     hidden = [what for what, value in z.items() if value < 2]
     if shows and hidden:
         because = f"Scores of {shows[0]} of one class are alike, those of {hidden[0]} are not ({numbers})."
-        return Finding("label order", "warn", because, value=z[hidden[0]], n=len(labels.query_Q), next_step=f"See whether the labels of the {hidden[0]} are in the order of the scores.")  # fmt: skip
+        step = f"See whether the labels of the {hidden[0]} are in the order of the scores."
+        return Finding("label order", "warn", because, value=z[hidden[0]], n=len(labels.query_Q), next_step=step)
     return Finding("label order", "ok" if len(shows) == 2 else "unknown", f"Likeness within classes: {numbers}.", n=len(labels.query_Q))
 
 
@@ -161,8 +170,9 @@ def label_leak(ranking: Ranking, labels: ClassLabels) -> Finding:
     share = float((within_Q <= SAME * spread_Q).mean())
     if not share:
         return Finding("label leak", "ok", "Scores differ within classes.", value=0.0, n=n)
-    because = f"In {share:.0%} of {n} queries every row of a class has the same score: the score is a function of the label. Accuracy by label says nothing then."
-    return Finding("label leak", "fail", because, value=share, n=n, next_step="Look for the label among what the scores were computed from; judge by retraining.")  # fmt: skip
+    because = f"In {share:.0%} of {n} queries every row of a class has the same score: it is a function of the label."
+    step = "Look for the label among what the scores were computed from; judge by retraining."
+    return Finding("label leak", "fail", because, value=share, n=n, next_step=step)
 
 
 def unknown_classes(labels: ClassLabels) -> Finding:
@@ -171,7 +181,10 @@ def unknown_classes(labels: ClassLabels) -> Finding:
     n_unknown, n = int(unknown_Q.sum()), len(unknown_Q)
     if not n_unknown:
         return Finding("classes", "ok", "Every query's class is among the training rows.", value=0.0, n=n)
-    because = f"The class of {n_unknown} of {n} queries (such as {labels.query_Q[unknown_Q][0]!r}) is no training row's: counted as missed by accuracy and cover, undefined elsewhere."  # fmt: skip
+    because = (
+        f"The class of {n_unknown} of {n} queries (such as {labels.query_Q[unknown_Q][0]!r}) is no training row's: counted as missed by "
+        "accuracy and cover, undefined elsewhere."
+    )
     return Finding("classes", "warn", because, value=n_unknown / n, n=n, next_step="See whether both files name classes alike.")
 
 
@@ -180,7 +193,7 @@ def matching(scores: Scores, truth: Truth, bank: Truth) -> Finding:
     n, n_all = len(bank.query_ids), max(len(scores.query_ids), len(truth.query_ids))
     by_id = scores.train_ids[:2] != ("0", "1") and truth.train_ids[:2] != ("0", "1")
     how = "by id" if by_id else "by order, for want of ids in common"
-    because = f"Rows are matched {how}; {n} of the {len(scores.query_ids)} queries of the scores and {len(truth.query_ids)} of the bank are common."
+    because = f"Rows are matched {how}; the scores have {len(scores.query_ids)} queries, the bank {len(truth.query_ids)}, both {n}."
     doubtful = not by_id or n < n_all
     return Finding("matching", "warn" if doubtful else "ok", because, value=n / n_all, n=n)
 
@@ -193,4 +206,6 @@ def diverged(truth: Truth) -> Finding:
     if not share:
         return Finding("missing outcomes", "ok", "Every outcome of the bank was measured.", value=0.0, n=missing.size)
     because = f"{share:.2%} of the bank's outcomes are missing ({n_diverged} trainings diverged): they are left out, not averaged in."
-    return Finding("missing outcomes", "warn", because, value=share, n=missing.size, next_step="Resume the bank, or see why trainings diverge.")
+    return Finding(
+        "missing outcomes", "warn", because, value=share, n=missing.size, next_step="Resume the bank, or see why trainings diverge."
+    )

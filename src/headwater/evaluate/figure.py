@@ -33,7 +33,7 @@ class Figure:
     def __str__(self) -> str:
         if not math.isfinite(self.value):
             return "undefined"
-        return f"{self.value:.4g}" if self.interval is None else f"{self.value:.4g} [{self.interval[0]:.4g}, {self.interval[1]:.4g}]"
+        return f"{self.value:.3g}" if self.interval is None else f"{self.value:.3g} [{self.interval[0]:.3g}, {self.interval[1]:.3g}]"
 
 
 def finite(value: float) -> float | None:
@@ -79,7 +79,7 @@ def weights(n: int, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
 
 
 def percentiles(values_B: np.ndarray, n: int) -> tuple[float, float]:
-    """The expanded percentile interval: at `Phi(-+ sqrt(n / (n - 1)) t_(n-1))`, since a resample of n units spreads too little (Hesterberg 2015)."""
+    """The expanded percentile interval (Hesterberg 2015), at `Phi(-+ sqrt(n / (n - 1)) t_(n-1))`: a resample spreads too little."""
     tail = float(norm.cdf(-math.sqrt(n / (n - 1)) * t.ppf((1 + LEVEL) / 2, n - 1)))
     low, high = np.quantile(values_B, [tail, 1 - tail])
     return float(low), float(high)

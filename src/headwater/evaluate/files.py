@@ -20,8 +20,11 @@ Column = str | Path | Sequence[str] | np.ndarray
 
 @dataclass(frozen=True)
 class Tables:
-    """What scores are held against, as the user has it: files (of which `label_column` is read) or the labels themselves, one for each row in
-    order. `mislabelled` names a column of true and false in the file of training labels."""
+    """What scores are held against, as the user has it.
+
+    Labels are files, of which `label_column` is read, or the labels themselves: one for each row, in order. `mislabelled` names a column
+    of true and false in the file of training labels.
+    """
 
     train_labels: Column | None = None
     query_labels: Column | None = None
@@ -39,13 +42,11 @@ def evaluate_given(
     method: str | None = None,
     options: Options | None = None,
 ) -> Evaluation:
-    """Read what is given and evaluate it. `sign` and `method` hold for both score matrices, as far as they are files of a kind that has them."""
+    """Read what is given and evaluate it. `sign` holds for both score matrices, `method` for the first."""
     _check_given(tables)
     ours = as_scores(scores, sign=sign, method=method)
     theirs = None if against is None else as_scores(against, sign=sign)
-    return evaluate(
-        ours, labels=_labels(ours, tables), truth=truth, wrong_N=_wrong(ours, tables), against=theirs, options=options
-    )
+    return evaluate(ours, labels=_labels(ours, tables), truth=truth, wrong_N=_wrong(ours, tables), against=theirs, options=options)
 
 
 def _labels(scores: Scores, tables: Tables) -> ClassLabels | None:

@@ -32,7 +32,9 @@ def read_labels(path: str | Path, column: str | None = None, *, n: int | None = 
     values = frame[name]
     missing = values.isna() | (values.astype(str).str.strip() == "")
     if missing.any():
-        raise DataError(f"{path}: {int(missing.sum())} of {len(frame)} rows have no {name!r}, the first is row {int(missing.argmax())}; repair them")
+        raise DataError(
+            f"{path}: {int(missing.sum())} of {len(frame)} rows have no {name!r}, the first is row {int(missing.argmax())}; repair them"
+        )
     return np.array([_text(value) for value in values])
 
 
@@ -59,7 +61,9 @@ def _frame(path: Path) -> pd.DataFrame:
     try:
         frame = reader(path)
     except Exception as error:  # each reader has its own kinds of error for a damaged file
-        raise DataError(f"{path} cannot be read as {path.suffix.lower()[1:]} ({error}); expected a table with a column of labels") from error
+        raise DataError(
+            f"{path} cannot be read as {path.suffix.lower()[1:]} ({error}); expected a table with a column of labels"
+        ) from error
     if not len(frame):
         raise DataError(f"{path}: no rows in it, expected a label for each row of the scores")
     return frame

@@ -2,8 +2,8 @@
 
 D designs (sets of kept rows) · S seeds · Q queries · N training rows
 
-The predicted outcome of a design is the sum of the scores of its kept rows, `f_dq = sum_n kept_dn s_qn` (Park et al. 2023, eq. 5): a proponent
-has a positive score, so keeping it raises the query's measure. A query's agreement is the correlation of f with the retrained
+The predicted outcome of a design is the sum of the scores of its kept rows, `f_dq = sum_n kept_dn s_qn` (Park et al. 2023, eq. 5): a
+proponent has a positive score, so keeping it raises the query's measure. A query's agreement is the correlation of f with the retrained
 outcome over designs, which no constant of the query's changes. So leaving one row out, or a group, is the same arithmetic on other
 designs: the predicted change is minus the sum over the rows that went.
 """
@@ -29,8 +29,11 @@ SPLITS = 64  # halves of the seeds that are looked at, of all there are
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well scores predict the outcomes of one family of designs. `ceiling`: what the expected outcome itself would reach against these
-    noisy ones, None with a single seed. `kept_share`: the mean share of the rows that a design keeps."""
+    """How well scores predict the outcomes of one family of designs.
+
+    `ceiling` is what the expected outcome itself would reach against these noisy ones, None with a single seed; `kept_share` the mean share
+    of the rows that a design keeps.
+    """
 
     family: str
     spearman: Figure
@@ -63,8 +66,8 @@ def matched(scores: Scores, truth: Truth) -> tuple[Scores, Truth]:
     rows_N = _places(scores.train_ids, truth.train_ids, "training rows")
     if len(rows_N) < len(truth.train_ids) or len(scores.train_ids) > len(truth.train_ids):
         raise DataError(
-            f"the scores are of {len(scores.train_ids)} training rows and the bank of {len(truth.train_ids)}, with {len(rows_N)} in common; "
-            "expected the same rows. Likely the bank is of another corpus, or rows were added or removed since"
+            f"the scores are of {len(scores.train_ids)} training rows and the bank of {len(truth.train_ids)}, with {len(rows_N)} in "
+            "common; expected the same rows. Likely the bank is of another corpus, or rows were added or removed since"
         )
     ours_Q = _places(scores.query_ids, truth.query_ids, "queries")
     theirs_Q = np.array(sorted(ours_Q), dtype=int)
@@ -86,8 +89,8 @@ def _places(ours: Sequence[str], theirs: Sequence[str], what: str) -> dict[int, 
     if counted and len(ours) == len(theirs):
         return {i: i for i in range(len(ours))}
     raise DataError(
-        f"the scores are of {len(ours)} {what} (the first is {ours[0]}), the bank of {len(theirs)} (the first is {theirs[0]}), and they have none in "
-        "common. Likely the bank is of another corpus or other queries"
+        f"the scores are of {len(ours)} {what} (the first is {ours[0]}), the bank of {len(theirs)} (the first is {theirs[0]}), and they "
+        "have none in common. Likely the bank is of another corpus or other queries"
     )
 
 
@@ -96,9 +99,9 @@ def _places(ours: Sequence[str], theirs: Sequence[str], what: str) -> dict[int, 
 
 def predicted_outcomes(scores: Scores, truth: Truth) -> np.ndarray:
     """[D, Q] sums of scores over the kept rows. Rows without a score (NaN) add nothing; a query without any is NaN. Cost: D N Q."""
-    known_QN = ~np.isnan(scores.values_QN)
+    known_QN = np.isfinite(scores.values_QN)
     sums_DQ = truth.kept_DN.astype(np.float64) @ np.where(known_QN, scores.values_QN, 0.0).T
-    return np.where(known_QN.any(1)[None], sums_DQ, np.nan)
+    return np.where(known_QN.any(axis=1), sums_DQ, np.nan)
 
 
 def mean_outcomes(truth: Truth) -> np.ndarray:
@@ -116,19 +119,18 @@ def families(truth: Truth) -> dict[str, np.ndarray]:
     """Designs that are drawn alike, at least 4 of them, by the name their figures get: positions of each.
 
     `lds`: subsets (they keep less than 0.9 of the rows), the largest such family by the part of the name before "/"; further ones are
-    `lds_NAME`. `leave_one_out`: one row is gone. `group_removal`, or `group_removal_NAME`: a few are. Designs that drop nothing, and those chosen by a score
-    ("most/...", "random/..."), belong to none.
+    `lds_NAME`. `leave_one_out`: one row is gone. `group_removal`, or `group_removal_NAME`: a few are. Designs that drop nothing, and
+    those chosen by a score ("most/...", "random/..."), belong to none.
     """
-    gone_D = (~truth.kept_DN).sum(1)
     found: dict[str, list[int]] = {}
-    for d, gone in enumerate(gone_D):
+    for d, gone in enumerate((~truth.kept_DN).sum(1).tolist()):
         name = truth.designs[d].split("/")[0] if truth.designs else ""
         if gone and name not in CHOSEN_BY_SCORE:
             found.setdefault("leave_one_out" if gone == 1 else name, []).append(d)
     large = sorted((name for name in found if len(found[name]) >= FEWEST), key=lambda name: -len(found[name]))
     named: dict[str, np.ndarray] = {}
     for name in large:
-        subsets = 1 - gone_D[found[name]].mean() / truth.kept_DN.shape[1] < FEWER
+        subsets = float(truth.kept_DN[found[name]].mean()) < FEWER
         kind = name if name == "leave_one_out" else "lds" if subsets else "group_removal"
         named[kind if kind not in named else f"{kind}_{name}"] = np.array(found[name])
     return named
@@ -138,14 +140,8 @@ def families(truth: Truth) -> dict[str, np.ndarray]:
 
 
 def agreements(scores: Scores, truth: Truth, *, seed: int = 0) -> dict[str, Agreement]:
-    """Every family of the bank against the scores, which `matched` has put in one order. DataError where there is no family."""
-    found = families(truth)
-    if not found:
-        raise DataError(
-            f"the bank has {len(truth.kept_DN)} designs, and no {FEWEST} of one kind that leave rows out: a correlation over designs needs them. "
-            "Retrain on more subsets"
-        )
-    return {name: _agreement(name, tables(scores, truth, places_D), truth, places_D, seed) for name, places_D in found.items()}
+    """Every family of the bank against the scores, which `matched` has put in one order; empty where the bank has none."""
+    return {name: _agreement(name, tables(scores, truth, places_D), truth, places_D, seed) for name, places_D in families(truth).items()}
 
 
 def tables(scores: Scores, truth: Truth, places_D: np.ndarray) -> dict[Kind, Table]:
@@ -177,8 +173,8 @@ def noise_ceiling(outcomes_DSQ: np.ndarray, *, seed: int = 0, kind: Kind = "spea
     """The correlation that the expected outcome would have with the mean over these seeds; None with one seed.
 
     `r` is the split-half correlation: over designs, between the mean outcomes of two disjoint halves of the seeds, mean over splits and
-    queries. Stepped up from h to S seeds by Spearman-Brown, `R = k r / (1 + (k - 1) r)` with `k = S / h`, it is the reliability of the mean,
-    and the ceiling is `sqrt(R)`: 0 where halves do not agree at all. Noise does not shrink what subsets share by their seed alone.
+    queries. Stepped up from h to S seeds by Spearman-Brown, `R = k r / (1 + (k - 1) r)` with `k = S / h`, it is the reliability of the
+    mean, and the ceiling is `sqrt(R)`: 0 where halves do not agree at all. Noise does not shrink what subsets share by their seed alone.
     """
     n_seeds = outcomes_DSQ.shape[1]
     if n_seeds < 2:

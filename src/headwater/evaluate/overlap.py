@@ -21,7 +21,9 @@ def check_same(scores: Scores, other: Scores) -> None:
             raise DataError(f"the scores are of {len(ours)} {what}, those to compare with of {len(theirs)}: expected the same {what}")
         both_named = "positions" not in (scores.provenance.get("ids"), other.provenance.get("ids"))
         if both_named and ours != theirs:
-            raise DataError(f"the {what} of the two score matrices have other ids or another order: trace both on the same index and queries")
+            raise DataError(
+                f"the {what} of the two score matrices have other ids or another order: trace both on the same index and queries"
+            )
 
 
 def _listed(ranking: Ranking, k: int) -> np.ndarray:

@@ -42,8 +42,8 @@ class Matrix:
 def read_scores(path: str | Path, *, sign: Sign | None = None, method: str | None = None) -> Scores:
     """The scores in an npy, csv, tsv, parquet or safetensors file, or of a run or trace folder's `method` (its primary one).
 
-    `sign` is "positive" where it is not given; a folder of ours is always positive, and "negative" is refused for it. Ids are the file's own
-    where it has them (`provenance["ids"] == "given"`), else positions counted from 0 ("positions").
+    `sign` is "positive" where it is not given; a folder of ours is always positive, and "negative" is refused for it. Ids are the file's
+    own where it has them (`provenance["ids"] == "given"`), else positions counted from 0 ("positions").
     UsageError for a path or kind that is not known; DataError for what is no matrix, is empty, or has an infinite number.
     """
     path = Path(path)
@@ -79,7 +79,9 @@ def _checked(matrix: Matrix, path: Path, sign: Sign) -> Scores:
         raise DataError(f"{path}: numbers of type {values_QN.dtype}, {MEANT}")
     values_QN = values_QN.astype(np.float64) * (-1 if sign == "negative" else 1)
     if n_infinite := int(np.isinf(values_QN).sum()):
-        raise DataError(f"{path}: {n_infinite} scores are infinite, expected numbers, or NaN where a row has none. Likely an overflow in float16")
+        raise DataError(
+            f"{path}: {n_infinite} scores are infinite, expected numbers, or NaN where a row has none. Likely an overflow in float16"
+        )
     n_queries, n_rows = values_QN.shape
     given = matrix.train_ids is not None
     return Scores(
@@ -117,13 +119,17 @@ def _folder(path: Path, method: str | None) -> Matrix:
         known = {one["name"]: one for one in record["methods"]}
         chosen = method or record.get("primary") or next(iter(known))
     except (OSError, ValueError, KeyError, StopIteration) as error:
-        raise DataError(f"{newest / 'trace.json'} cannot be read ({error!r}). Trace again: the same command writes the same file") from error
+        raise DataError(
+            f"{newest / 'trace.json'} cannot be read ({error!r}). Trace again: the same command writes the same file"
+        ) from error
     if chosen not in known:
         raise UsageError(f"method {chosen!r} is not in {newest}; there are: {', '.join(known)}")
     ids = _ids_beside(newest / "ids.json")
     values_QN = _safetensors(newest / f"{chosen}.safetensors")
     if ids is None or values_QN.shape != (len(ids[0]), len(ids[1])):
-        raise DataError(f"{newest}: ids.json and the scores of {chosen} do not fit together. Trace again: the same command writes the same files")
+        raise DataError(
+            f"{newest}: ids.json and the scores of {chosen} do not fit together. Trace again: the same command writes the same files"
+        )
     return Matrix(values_QN, *ids, method=chosen, unit=known[chosen]["unit"])
 
 
@@ -167,7 +173,9 @@ def _read_safetensors(path: Path) -> Matrix:
     if ids is None:
         return Matrix(values_QN)
     if values_QN.shape != (len(ids[0]), len(ids[1])):
-        raise DataError(f"{path}: scores of shape {values_QN.shape}, but ids.json beside it names {len(ids[0])} queries and {len(ids[1])} rows")
+        raise DataError(
+            f"{path}: scores of shape {values_QN.shape}, but ids.json beside it names {len(ids[0])} queries and {len(ids[1])} rows"
+        )
     return Matrix(values_QN, *ids)
 
 
@@ -207,7 +215,9 @@ def _read_csv(path: Path) -> Matrix:
     if len(widths) > 1 or next(iter(widths)) != len(second):
         raise DataError(f"{path}: lines of {min(widths)} and of {max(widths)} fields, expected the same on all. Likely cut off or merged")
     try:
-        frame = pd.read_csv(path, sep=separator, header=None, skiprows=int(header), encoding="utf-8-sig", low_memory=False, skip_blank_lines=True)
+        frame = pd.read_csv(
+            path, sep=separator, header=None, skiprows=int(header), encoding="utf-8-sig", low_memory=False, skip_blank_lines=True
+        )
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as csv ({error}), {MEANT}") from error
     named = header and (len(first) < len(second) or first[0] in INDEX_NAMES)
@@ -218,15 +228,14 @@ def _read_csv(path: Path) -> Matrix:
 
 
 def _is_header(first: Sequence[str], second: Sequence[str]) -> bool:
-    """It has one field less than the second line, begins with a usual name of an index, counts from 0, or has a field that is no number
-    where the second has one."""
+    """One field less than the second line, an index's usual name at first, counting from 0, or a word where the other has a number."""
     if len(first) == len(second) - 1 or first[0] in INDEX_NAMES or _counts(first):
         return True
     return not all(map(_is_number, first[1:])) or (not _is_number(first[0]) and _is_number(second[0]))
 
 
 def _look(path: Path, separator: str) -> tuple[list[str], list[str], set[int]]:
-    """The first two lines that are not blank (the second is the first again where there is one only), and the widths of all after the first."""
+    """The first two lines that are not blank, the first twice where there is one only, and the widths of all but the first."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = (line for line in csv.reader(file, delimiter=separator) if line)

@@ -2,8 +2,8 @@
 
 D designs · S seeds · Q queries · N training rows · k rows removed
 
-In the style of Han, Wallace and Tsvetkov 2020, section 6 (a tenth, five seeds), and of brittleness curves over k (Ilyas et al. 2022). The change is that of
-the query's measure against the same seed's training on all rows, in the measure's unit.
+In the style of Han, Wallace and Tsvetkov 2020, section 6 (a tenth, five seeds), and of brittleness curves over k (Ilyas et al. 2022).
+The change is that of the query's measure against the same seed's training on all rows, in the measure's unit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from headwater.evaluate.figure import LEVEL, Figure
 from headwater.types import DataError, Finding, Scores, Truth
 
 Pick = Literal["none", "most", "least", "zero", "random"]
-"""Which rows a design leaves out: none; the k of highest score (proponents); of lowest (opponents); of the smallest absolute score; random ones."""
+"""Which rows a design leaves out: none, the k of highest score, of lowest, of the smallest absolute score, or random ones."""
 
 FEWEST_SEEDS = 5  # with 2 the standard error itself is noise
 APART = 2.0  # standard errors
@@ -119,7 +119,7 @@ def _figure(pick: Pick, k: int, change_S: np.ndarray, square_error: float) -> Po
 
 
 def separation(points: list[Point]) -> list[Finding]:
-    """For each k, whether removing the rows of highest score changed the measure by more than random ones: 2 standard errors apart, over 5 seeds.
+    """For each k, whether the measure fell further without the rows of highest score than without random ones.
 
     `ok`: it fell further. `fail`: it fell less far. Everything else is `unknown`, in the word "undetermined".
     """
@@ -130,12 +130,16 @@ def separation(points: list[Point]) -> list[Finding]:
 def _separated(by_pick: Mapping[tuple[Pick, int], Point], k: int) -> Finding:
     most, random = by_pick["most", k], by_pick.get(("random", k))
     if random is None:
-        return Finding("removal", "unknown", f"undetermined: the bank has no random removals of {k} rows beside the {k} of highest score", next_step="Retrain without as many random rows, 5 draws or seeds.")  # fmt: skip
+        return _undetermined(
+            f"the bank has no random removals of {k} rows beside the {k} of highest score", "Add 5 random draws of as many rows."
+        )
     difference_S = most.change_S - random.change_S
     known_S = difference_S[np.isfinite(difference_S)]
     n = len(known_S)
     if n < FEWEST_SEEDS:
-        return Finding("removal", "unknown", f"undetermined: {n} seeds, and {FEWEST_SEEDS} are needed to tell {k} removed rows from as many random ones", n=n, next_step="Retrain with more seeds.")  # fmt: skip
+        return _undetermined(
+            f"{n} seeds, and {FEWEST_SEEDS} are needed to tell {k} rows from as many random ones", "Retrain with more seeds."
+        )
     draws = max(random.standard_error**2 - _square_error(random.change_S[np.isfinite(random.change_S)]), 0.0)
     value, error = float(known_S.mean()), math.sqrt(_square_error(known_S) + draws)
     status = "unknown" if abs(value) < APART * error else "ok" if value < 0 else "fail"
@@ -150,6 +154,10 @@ def _separated(by_pick: Mapping[tuple[Pick, int], Point], k: int) -> Finding:
         n=n,
         next_step=None if status == "ok" else "More seeds, or a larger k.",
     )
+
+
+def _undetermined(why: str, step: str) -> Finding:
+    return Finding("removal", "unknown", f"undetermined: {why}", next_step=step)
 
 
 def _square_error(values: np.ndarray) -> float:

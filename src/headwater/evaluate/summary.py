@@ -1,4 +1,4 @@
-"""Everything that can be said of a score matrix from the tables at hand: figures with intervals, and what is doubtful. Q queries · N training rows"""
+"""All that can be said of a score matrix from the tables at hand: figures, intervals, and what is doubtful. Q queries · N training rows"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headwater.evaluate import doubts, retrieval
+from headwater.evaluate.agreement import FEWEST
 from headwater.evaluate.classes import ClassLabels, accuracy_Q, cover_Q, places
 from headwater.evaluate.figure import Figure, mean_figure, proportion_figure
 from headwater.evaluate.hubs import hub_corrected, hub_share, occurrence_skewness
@@ -30,8 +31,7 @@ CHECKED = (0.05, 0.1, 0.2)
 
 @dataclass(frozen=True)
 class Options:
-    """`k`: first rows that are looked at, the paper's c where not given. `hub_correct`: z of each training column over the queries first.
-    `seed`: of the bootstraps."""
+    """`k` first rows are looked at (the paper's c where None); `hub_correct` takes z over the queries first; `seed` is the bootstraps'."""
 
     k: int | None = None
     hub_correct: bool = False
@@ -40,7 +40,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures by name. `uncorrected`: the same before hub correction. `differences`: less the other scores' (paired). `removal`: the curve."""
+    """Figures by name; the same without hub correction; less the other scores' (paired); the removal curve; and what is doubtful."""
 
     facts: Mapping[str, Any]
     figures: Mapping[str, Figure]
@@ -81,19 +81,25 @@ class Evaluation:
         from rich.text import Text
 
         console.print(Text(", ".join(f"{name} {value}" for name, value in self.facts.items() if value is not None), style="dim"))
-        beside = {"before correction": self.uncorrected, "difference": self.differences}
-        shown = {title: figures for title, figures in beside.items() if figures}
-        table = Table("figure", "value [95 %]", *shown, "interval over", box=None, pad_edge=False, header_style="dim")
+        beside = {"uncorrected": self.uncorrected, "difference": self.differences}
+        shown = {"value": self.figures, **{title: figures for title, figures in beside.items() if figures}}
+        table = Table("", *shown, box=None, pad_edge=False, header_style="dim")
         for name in dict.fromkeys([*self.figures, *self.differences]):
-            columns = [str(figures[name]) if name in figures else "" for figures in (self.figures, *shown.values())]
-            over = (self.figures.get(name) or self.differences[name]).over
-            table.add_row(name, *columns, over)
+            table.add_row(name, *(str(figures[name]) if name in figures else "" for figures in shown.values()))
         console.print(table)
+        console.print(Text(f"95 % intervals over {self._sampled()}", style="dim"))
         for point in self.removal:
             console.print(Text(f"without {point.k} rows, {point.pick}: {point.change} (over {point.change.n} seeds)"))
         for finding in self.findings:
             if finding.status != "ok":
                 console.print(Text(f"{finding.status:8} {finding.name}: {finding.because} {finding.next_step or ''}"))
+
+    def _sampled(self) -> str:
+        """Which figures' intervals are over what, each unit once."""
+        units: dict[str, list[str]] = {}
+        for name, figure in {**self.figures, **self.differences}.items():
+            units.setdefault(figure.over, []).append(name)
+        return units.popitem()[0] if len(units) == 1 else "; ".join(f"{over}: {', '.join(names)}" for over, names in units.items())
 
     def __str__(self) -> str:
         return "\n".join(f"{name:24} {figure}" for name, figure in self.figures.items())
@@ -114,8 +120,9 @@ def evaluate(
 ) -> Evaluation:
     """Hold scores against labels, a bank of retrainings, marks of wrong rows, or other scores: whatever is given, at least one.
 
-    Scores have Headwater's sign (`read_scores` sees to it). `wrong_N` marks mislabelled rows, and a row's suspicion is its mean score over the
-    queries (a self-influence has one). Raises UsageError or DataError where the tables do not fit together. Cost: sorts, and Q D^2 for a bank.
+    Scores have Headwater's sign (`read_scores` sees to it). `wrong_N` marks mislabelled rows, and a row's suspicion is its mean score
+    over the queries (a self-influence has one). Raises UsageError or DataError where the tables do not fit together. Cost: sorts, and Q
+    D^2 for a bank.
     """
     options = options or Options()
     if labels is None and truth is None and wrong_N is None and against is None:
@@ -127,6 +134,11 @@ def evaluate(
     ours = _figures(scores, labels, truth, wrong_N, k, options)
     theirs = None if against is None else _figures(against, labels, truth, wrong_N, k, options)
     curve = removal_curve(*matched(ours.scores, truth)) if truth is not None else []
+    if truth is not None and not ours.agreements and not curve:
+        raise DataError(
+            f"the bank has {len(truth.kept_DN)} designs: no {FEWEST} of one kind that leave rows out, over which to correlate, and no "
+            "removal of the rows that these scores put first. Retrain on more subsets"
+        )
     return Evaluation(
         facts=_facts(scores, against, truth, ours, k, options),
         figures=ours.figures,
@@ -211,12 +223,14 @@ def _label_findings(scores: Scores, ranking: Ranking, labels: ClassLabels, auroc
 
 
 def _bank_findings(scores: Scores, truth: Truth, found: Mapping[str, Agreement]) -> list[Finding]:
-    """On the family with the most designs."""
-    name, largest = max(found.items(), key=lambda item: item[1].n_designs)
+    """Sign and order on the family with the most designs."""
     ours, bank = matched(scores, truth)
+    always = [doubts.matching(scores, truth, bank), doubts.diverged(truth)]
+    if not found:
+        return always
+    name, largest = max(found.items(), key=lambda item: item[1].n_designs)
     return [
-        doubts.matching(scores, truth, bank),
-        doubts.diverged(truth),
+        *always,
         doubts.sign(largest.spearman, chance=0.0, of=f"{name.replace('_', ' ')} (Spearman) against the bank"),
         doubts.order_by_bank(ours, bank, families(bank)[name]),
     ]
@@ -234,9 +248,7 @@ def _differences(ours: _Side, theirs: _Side, truth: Truth | None, k: int, seed: 
     return {name.replace("lds_spearman", "lds"): figure for name, figure in found.items()}
 
 
-def _facts(
-    scores: Scores, against: Scores | None, truth: Truth | None, ours: _Side, k: int, options: Options
-) -> dict[str, Any]:
+def _facts(scores: Scores, against: Scores | None, truth: Truth | None, ours: _Side, k: int, options: Options) -> dict[str, Any]:
     row = hub_share(ours.ranking)[1]
     facts: dict[str, Any] = {
         "scores": scores.provenance.get("file"),
@@ -271,7 +283,11 @@ def _check_sizes(scores: Scores, labels: ClassLabels | None, wrong_N: np.ndarray
     if labels is not None:
         given = len(labels.query_Q), len(labels.train_N)
         if given != (n_queries, n_train):
-            turned = " The matrix seems to be turned round: rows must be queries, columns training rows." if given == (n_train, n_queries) else ""
+            turned = (
+                " The matrix seems to be turned round: rows must be queries, columns training rows."
+                if given == (n_train, n_queries)
+                else ""
+            )
             raise DataError(f"labels of {given[0]} queries and {given[1]} training rows, but scores of {n_queries} and {n_train}.{turned}")
         if not np.isin(labels.query_Q, labels.train_N).any():
             raise DataError(

@@ -21,7 +21,7 @@ INSIDE = 1 - 1e-9  # the largest correlation that atanh is taken of
 
 @dataclass(frozen=True)
 class Variances:
-    """Of the table's mean: from drawing other designs, other queries, and what is left in each cell. `total` is what another study would vary by."""
+    """Of the table's mean: from drawing other designs, other queries, and what is left in each cell."""
 
     designs: float
     queries: float
@@ -29,9 +29,10 @@ class Variances:
 
     @property
     def total(self) -> float:
-        """`V_designs + V_queries - V_cells`: the first two each have the cells' noise in them (Cameron, Gelbach and Miller 2011).
+        """What another study would vary by: `V_designs + V_queries - V_cells` (Cameron, Gelbach and Miller 2011).
 
-        Never below the larger of the two: the difference of estimates can be anything where all three are small.
+        The first two have the cells' noise in them, each once. Never below the larger of the two: a difference of estimates can be anything
+        where all three are small.
         """
         return max(self.designs + self.queries - self.cells, self.designs, self.queries)
 
@@ -55,11 +56,11 @@ def two_way_figure(table: Table, *, seed: int = 0, correlation: bool = False) ->
     """The mean over queries, with a bootstrap that draws designs and queries anew.
 
     The plain two-way bootstrap counts the cells' noise three times (Owen 2007), so its deviations are scaled to the variance that
-    `variances` finds, times Student's factor for the smaller of the two samples. A `correlation`'s deviations are taken on Fisher's scale, atanh,
-    and stay within -1 and 1. `benchmarks/coverage.py` measures what this covers, beside the plain bootstrap and a query-only interval.
-    The interval lies around the jackknife's estimate, which lacks the first-order bias of a correlation over few designs (Spearman's with 64 is
-    about .006 too low where it is .37); the value is the plain mean, as everyone reports it. With one query the interval is over designs
-    alone. None with fewer than 4 designs. Cost: 2000 D Q multiplications.
+    `variances` finds, times Student's factor for the smaller of the two samples. A `correlation`'s deviations are taken on Fisher's
+    scale, atanh, and stay within -1 and 1. `benchmarks/coverage.py` measures what this covers, beside the plain bootstrap and a
+    query-only interval. The interval lies around the jackknife's estimate, which lacks the first-order bias of a correlation over few
+    designs (Spearman's with 64 is about .006 too low where it is .37); the value is the plain mean, as everyone reports it. With one
+    query the interval is over designs alone. None with fewer than 4 designs. Cost: 2000 D Q multiplications.
     """
     pseudo_DQ = measured(table)
     n_designs, n_queries = pseudo_DQ.shape
