@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 import headwater
+from headwater.evaluate.read import as_scores
 from headwater.types import DataError, UsageError
 from tests.e2e.conftest import Answer, World
 from tests.e2e.test_bad_input import refused
@@ -129,6 +130,11 @@ def test_a_run_of_ours(run: Path, tmp_path: Path, cli: Cli) -> None:
     assert got["auroc_interval"] is None  # one query has no spread
     assert cli("evaluate", run, *labels, "--method", "lexical", "--json").json["method"] == "lexical"
     refused(cli("evaluate", run, *labels, "--method", "nope"), 2, "nope", "grad_cos")
+    refused(cli("evaluate", run, *labels, "--sign", "negative"), 2, "leave the sign")
+    mirrored = -as_scores(run).values_QN
+    np.save(tmp_path / "mirrored.npy", mirrored)  # another tool's: the sign is its, not the run's
+    beside = cli("evaluate", run, *labels, "--against", tmp_path / "mirrored.npy", "--sign", "negative", "--json").json
+    assert beside["differences"]["top_k_overlap"] == 1
 
 
 def bank(monkeypatch: pytest.MonkeyPatch, truth: Any) -> None:

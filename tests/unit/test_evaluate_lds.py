@@ -251,3 +251,36 @@ def test_intervals_stay_within_minus_one_and_one_and_need_four_designs() -> None
     assert figure.interval is not None
     assert figure.interval[1] <= 1
     assert two_way_figure(agreement(x_DQ[:3], x_DQ[:3], kind="pearson")).interval is None
+
+
+def effects_and_scores(n_queries: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True effects, and two methods' scores, each with an error of its own."""
+    effects_QN = rng.standard_normal((n_queries, N))
+    return effects_QN, *(effects_QN + error * rng.standard_normal((n_queries, N)) for error in (0.5, 0.8))
+
+
+def in_the_population(effects_QN: np.ndarray, scores_QN: np.ndarray, noise: float) -> tuple[float, float]:
+    """Mean Pearson and mean slope over all half subsets: a half's sum varies as `N / (4 (N - 1))` times the rows' centred products."""
+    e_QN, s_QN = effects_QN - effects_QN.mean(1, keepdims=True), scores_QN - scores_QN.mean(1, keepdims=True)
+    es_Q, ss_Q, ee_Q = ((one * other).sum(1) * N / (4 * (N - 1)) for one, other in ((e_QN, s_QN), (s_QN, s_QN), (e_QN, e_QN)))
+    return float((es_Q / np.sqrt(ss_Q * (ee_Q + noise**2))).mean()), float((es_Q / ss_Q).mean())
+
+
+def test_differences_and_slopes_are_covered() -> None:
+    """In a world where what is true follows from the rows' effects, with noise that all queries of a retrained model share."""
+    rng, shared, own = np.random.default_rng(0), 2.0, 1.0
+    effects_QN, *methods = effects_and_scores(20_000, rng)
+    true = [in_the_population(effects_QN, scores_QN, float(np.hypot(shared, own))) for scores_QN in methods]
+    held = {"difference": 0, "slope": 0}
+    for study in range(200):
+        effects_QN, *methods = effects_and_scores(20, rng)
+        kept_DN = rng.permuted(np.tile(np.arange(N) < N // 2, (40, 1)), axis=1)
+        outcome_DQ = kept_DN @ effects_QN.T + shared * rng.standard_normal((40, 1)) + own * rng.standard_normal((40, 20))
+        one, other = (agreement(kept_DN @ scores_QN.T, outcome_DQ, kind="pearson") for scores_QN in methods)
+        slope = agreement(kept_DN @ methods[0].T, outcome_DQ, kind="slope")
+        figures = {"difference": paired_difference(one, other, seed=study), "slope": two_way_figure(slope, seed=study)}
+        for (name, figure), truth in zip(figures.items(), (true[0][0] - true[1][0], true[0][1]), strict=True):
+            low, high = figure.interval or (np.nan, np.nan)
+            held[name] += low <= truth <= high
+    assert 0.9 <= held["difference"] / 200 <= 0.99
+    assert 0.9 <= held["slope"] / 200 <= 0.99

@@ -40,6 +40,7 @@ def csv_file(path: Path, *, header: str | None, index: tuple[str, str] | None) -
         ("a,b,c", ("q", "r"), "abc", "qr"),
         ("a,b,c", None, "abc", "01"),
         ("0,1,2", None, "012", "01"),
+        ("1,2,3", None, "012", "01"),
         (None, None, "012", "01"),
         (None, ("0", "1"), "012", "01"),
         (None, ("q", "r"), "012", "qr"),

@@ -86,6 +86,16 @@ def test_a_bank_of_removals_alone_is_enough() -> None:
     assert next(finding for finding in result.findings if finding.name == "removal").status == "ok"
 
 
+def test_leave_one_out_is_no_removal_of_the_first_row() -> None:
+    scores, truth = bank()
+    kept_DN = np.vstack([np.ones(N, dtype=bool), ~np.eye(N, dtype=bool)])
+    outcomes_DSQ = np.zeros((N + 1, S, Q))
+    one = replace(truth, kept_DN=kept_DN, outcomes_DSQ=outcomes_DSQ, designs=("all", *(f"without/{n}" for n in range(N))))
+    assert removal_curve(scores, one) == []
+    named = replace(one, designs=("all", *(f"most/{n}" for n in range(N))))
+    assert {point.pick for point in removal_curve(scores, named)} == {"none", "most", "least", "zero"}
+
+
 def test_separated_or_undetermined() -> None:
     def word(**changes: object) -> tuple[str, str]:
         scores, truth = bank(**changes)  # pyright: ignore[reportArgumentType]

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.stats import rankdata
 
 Kind = Literal["spearman", "pearson", "slope"]
 
 FEWEST = 4  # designs that a correlation and its jackknife need
-CELLS = 200_000  # numbers of a block of queries: what the jackknife holds in memory at once, some ten times
+CELLS = 200_000  # numbers that the jackknife holds in memory at once, some ten times
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,28 +55,35 @@ def _block(x_QD: np.ndarray, y_QD: np.ndarray, kind: Kind) -> tuple[np.ndarray, 
     """Values [Q] and pseudo-values [Q, D] of some queries."""
     known_QD = np.isfinite(x_QD) & np.isfinite(y_QD)
     n_Q = known_QD.sum(1)
-    sides = [_with_and_without(side_QD, known_QD, kind) for side_QD in (x_QD, y_QD)]
-    value_Q = _moments(sides[0][0], sides[1][0], known_QD, kind)
-    others_QDD = known_QD[:, None, :] & ~np.eye(x_QD.shape[1], dtype=bool)
-    without_QD = _moments(sides[0][1], sides[1][1], others_QDD, kind)
+    x_QD, y_QD = np.where(known_QD, x_QD, np.nan), np.where(known_QD, y_QD, np.nan)
+    value_Q = _moments(_whole(x_QD, kind), _whole(y_QD, kind), known_QD, kind)
     value_Q = np.where(n_Q >= FEWEST, value_Q, np.nan)
+    n_designs = x_QD.shape[1]
+    at_once = max(1, CELLS // (len(x_QD) * n_designs))
+    parts = [np.arange(d, min(d + at_once, n_designs)) for d in range(0, n_designs, at_once)]
+    without_QD = np.concatenate([_without(x_QD, y_QD, gone, kind) for gone in parts], axis=1)
     pseudo_QD = (n_Q * value_Q)[:, None] - (n_Q - 1)[:, None] * without_QD
     return value_Q, np.where(known_QD, pseudo_QD, np.nan)
 
 
-def _with_and_without(x_QD: np.ndarray, known_QD: np.ndarray, kind: Kind) -> tuple[np.ndarray, np.ndarray]:
-    """The values (or ranks) with all designs [Q, D], and with design d gone [Q, d, D].
+def _whole(side_QD: np.ndarray, kind: Kind) -> np.ndarray:
+    """The values, or their ranks; what is NaN ranks last, and is not used."""
+    return rankdata(np.where(np.isnan(side_QD), np.inf, side_QD), axis=1) if kind == "spearman" else side_QD
 
-    A rank falls by 1 for a smaller value that goes, by 1/2 for an equal one.
-    """
+
+def _without(x_QD: np.ndarray, y_QD: np.ndarray, gone: np.ndarray, kind: Kind) -> np.ndarray:
+    """[Q, len(gone)] the figure without each of these designs in turn."""
+    used_QGD = ~np.isnan(x_QD)[:, None, :] & (np.arange(x_QD.shape[1]) != gone[:, None])
+    return _moments(_less(x_QD, gone, kind), _less(y_QD, gone, kind), used_QGD, kind)
+
+
+def _less(side_QD: np.ndarray, gone: np.ndarray, kind: Kind) -> np.ndarray:
+    """[Q, G, D] values or ranks once a design is gone: a rank falls by 1 for a smaller value that goes, by 1/2 for an equal one."""
+    whole_QD = _whole(side_QD, kind)[:, None, :]
     if kind != "spearman":
-        centred_QD = np.where(known_QD, x_QD, 0.0)
-        centred_QD = centred_QD - (centred_QD.sum(1) / np.maximum(known_QD.sum(1), 1))[:, None]
-        return centred_QD, np.broadcast_to(centred_QD[:, None, :], (*x_QD.shape, x_QD.shape[1]))
-    with np.errstate(invalid="ignore"):
-        below_QDD = known_QD[:, :, None] * ((x_QD[:, :, None] < x_QD[:, None, :]) + 0.5 * (x_QD[:, :, None] == x_QD[:, None, :]))
-    ranks_QD = below_QDD.sum(1)
-    return ranks_QD, ranks_QD[:, None, :] - below_QDD
+        return whole_QD
+    gone_QG, all_QD = side_QD[:, gone, None], side_QD[:, None, :]
+    return whole_QD - (gone_QG < all_QD) - 0.5 * (gone_QG == all_QD)
 
 
 def _moments(x: np.ndarray, y: np.ndarray, used: np.ndarray, kind: Kind) -> np.ndarray:

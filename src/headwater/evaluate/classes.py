@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -18,11 +19,13 @@ class ClassLabels:
     train_N: np.ndarray
     query_Q: np.ndarray
 
-    @property
+    @cached_property
     def same_QN(self) -> np.ndarray:
-        return self.query_Q[:, None] == self.train_N[None]
+        """Whether query and row are of one class."""
+        _, codes = np.unique(np.concatenate([self.query_Q, self.train_N]), return_inverse=True)
+        return codes[: len(self.query_Q), None] == codes[None, len(self.query_Q) :]
 
-    @property
+    @cached_property
     def classes(self) -> np.ndarray:
         return np.unique(self.train_N)
 

@@ -16,7 +16,7 @@ from headwater.evaluate.ranking import Ranking
 from headwater.types import Finding, Scores, Truth
 
 SAME = 1e-9  # of a query's spread: what is less is rounding
-MOST_ROWS = 20_000  # that the coherence of columns is tested on
+MOST_ROWS = 2_000  # that the coherence of columns is tested on
 
 
 def ties(ranking: Ranking, k: int) -> Finding:
@@ -79,7 +79,7 @@ def order_by_labels(ranking: Ranking, labels: ClassLabels) -> Finding:
     usable_Q = ranking.usable_Q
     ranks_QN = np.where(ranking.known_QN, ranking.ranks_QN, np.nan)[usable_Q]
     ranks_QN = np.where(np.isnan(ranks_QN), np.nanmean(ranks_QN, axis=1, keepdims=True), ranks_QN) if usable_Q.any() else ranks_QN
-    classes = labels.classes
+    classes = np.intersect1d(labels.train_N, labels.query_Q)
     weight_QC = (labels.query_Q[usable_Q][:, None] == classes[None]).astype(float)
     member_CN = (classes[:, None] == labels.train_N[None]).astype(float)
     return _order(row_order(ranks_QN, weight_QC, member_CN / member_CN.sum(1, keepdims=True)), "labels", int(usable_Q.sum()))
@@ -112,7 +112,7 @@ def _order(order: Order, what: str, n: int) -> Finding:
     return Finding("row order", "ok", f"{tested}: the order given fits the {what} (z {order.given:.1f}).", value=order.given, n=n)
 
 
-def coherence(scores: Scores, labels: ClassLabels, auroc: Figure, *, permutations: int = 200, seed: int = 0) -> Finding:
+def coherence(scores: Scores, labels: ClassLabels, auroc: Figure, *, permutations: int = 100, seed: int = 0) -> Finding:
     """Whether labels that are shuffled on one side explain an AUROC of chance: rows of a class that are alike on one side only.
 
     On each side: do rows of the matrix with the same label resemble each other (`sum_c || sum_(i in c) z_i ||^2 / n_c`, against
@@ -121,10 +121,10 @@ def coherence(scores: Scores, labels: ClassLabels, auroc: Figure, *, permutation
     nothing is left to ask.
     """
     if auroc.interval is not None and auroc.interval[0] > 0.5:
-        return Finding("label order", "ok", "AUROC by label is above chance: the labels of both sides fit.", n=len(labels.query_Q))
-    values_QN = np.where(np.isnan(scores.values_QN), 0.0, scores.values_QN)
-    columns = np.random.default_rng(seed).permutation(values_QN.shape[1])[:MOST_ROWS]
-    sides = {"queries": (values_QN, labels.query_Q), "training rows": (values_QN[:, columns].T, labels.train_N[columns])}
+        return Finding("label order", "ok", "AUROC by label is above chance: the labels of both sides fit.", n=auroc.n)
+    columns = np.random.default_rng(seed).permutation(len(labels.train_N))[:MOST_ROWS]
+    values_QN = np.nan_to_num(scores.values_QN[:, columns], nan=0.0)
+    sides = {"queries": (values_QN, labels.query_Q), "training rows": (values_QN.T, labels.train_N[columns])}
     z = {what: _alike(rows, names, permutations, seed) for what, (rows, names) in sides.items()}
     numbers = ", ".join(f"{what} z {value:.1f}" for what, value in z.items())
     shows = [what for what, value in z.items() if value > 6]
@@ -145,28 +145,29 @@ def _alike(rows_RD: np.ndarray, labels_R: np.ndarray, permutations: int, seed: i
     rows_RD = (rows_RD - rows_RD.mean(0)) / np.where(spread_D > 0, spread_D, 1.0)
     norms_R = np.sqrt((rows_RD**2).sum(1, keepdims=True))
     rows_RD = rows_RD / np.where(norms_R > 0, norms_R, 1.0)
-    member_RC = np.eye(len(counts_C))[codes_R]
-    rng = np.random.default_rng(seed)
+    starts_C, rng = np.cumsum(counts_C) - counts_C, np.random.default_rng(seed)
 
-    def within(member_RC: np.ndarray) -> float:
-        return float((((member_RC.T @ rows_RD) ** 2).sum(1) / counts_C).sum())
+    def within(order_R: np.ndarray) -> float:
+        """With the rows in this order cut into classes, one after the other."""
+        return float(((np.add.reduceat(rows_RD[order_R], starts_C, axis=0) ** 2).sum(1) / counts_C).sum())
 
-    random_P = np.array([within(member_RC[rng.permutation(len(member_RC))]) for _ in range(permutations)])
-    return (within(member_RC) - float(random_P.mean())) / (float(random_P.std()) or 1.0)
+    random_P = np.array([within(rng.permutation(len(rows_RD))) for _ in range(permutations)])
+    return (within(np.argsort(codes_R, kind="stable")) - float(random_P.mean())) / (float(random_P.std()) or 1.0)
 
 
 def label_leak(ranking: Ranking, labels: ClassLabels) -> Finding:
     """Whether scores take one value for each class: a function of the label and of nothing else about the row."""
-    values_QN, classes = ranking.values_QN[ranking.usable_Q], labels.classes
+    values_QN, (classes, codes_N) = ranking.values_QN[ranking.usable_Q], np.unique(labels.train_N, return_inverse=True)
     n = len(values_QN)
     if not n or len(classes) < 2 or len(classes) == len(labels.train_N):
         return Finding("label leak", "unknown", "Not to be seen: no query that ranks, or no two classes with several rows.", n=n)
     spread_Q = np.nanmax(values_QN, axis=1) - np.nanmin(values_QN, axis=1)
-    within_Q = np.zeros(n)
-    for name in classes:
-        part_QN = values_QN[:, labels.train_N == name]
-        high_Q, low_Q = np.where(np.isnan(part_QN), -np.inf, part_QN).max(1), np.where(np.isnan(part_QN), np.inf, part_QN).min(1)
-        within_Q = np.maximum(within_Q, np.where(np.isfinite(high_Q), high_Q - low_Q, 0.0))
+    by_class = np.argsort(codes_N, kind="stable")
+    starts_C = np.searchsorted(codes_N[by_class], np.arange(len(classes)))
+    sorted_QN = values_QN[:, by_class]
+    high_QC = np.maximum.reduceat(np.where(np.isnan(sorted_QN), -np.inf, sorted_QN), starts_C, axis=1)
+    low_QC = np.minimum.reduceat(np.where(np.isnan(sorted_QN), np.inf, sorted_QN), starts_C, axis=1)
+    within_Q = (high_QC - low_QC).max(1)  # -inf for a class without any score
     share = float((within_Q <= SAME * spread_Q).mean())
     if not share:
         return Finding("label leak", "ok", "Scores differ within classes.", value=0.0, n=n)

@@ -42,10 +42,11 @@ def evaluate_given(
     method: str | None = None,
     options: Options | None = None,
 ) -> Evaluation:
-    """Read what is given and evaluate it. `sign` holds for both score matrices, `method` for the first."""
+    """Read what is given and evaluate it. `sign` is that of files and arrays, `method` of the first scores."""
     _check_given(tables)
-    ours = as_scores(scores, sign=sign, method=method)
-    theirs = None if against is None else as_scores(against, sign=sign)
+    _check_sign(scores, against, sign)
+    ours = as_scores(scores, sign=sign if _has_sign(scores) else None, method=method)
+    theirs = None if against is None else as_scores(against, sign=sign if _has_sign(against) else None)
     return evaluate(ours, labels=_labels(ours, tables), truth=truth, wrong_N=_wrong(ours, tables), against=theirs, options=options)
 
 
@@ -67,6 +68,16 @@ def _wrong(scores: Scores, tables: Tables) -> np.ndarray | None:
 
 def _column(given: Column, column: str | None, n: int, of: str) -> np.ndarray:
     return read_labels(given, column, n=n, of=of) if isinstance(given, str | Path) else np.array([str(one) for one in given])
+
+
+def _has_sign(given: Matrix | None) -> bool:
+    """Whether one has to be told what a high number means: not of our folders and objects, in which it is a proponent."""
+    return isinstance(given, np.ndarray) or (isinstance(given, str | Path) and not Path(given).is_dir())
+
+
+def _check_sign(scores: Matrix, against: Matrix | None, sign: Sign | None) -> None:
+    if sign == "negative" and not _has_sign(scores) and not _has_sign(against):
+        raise UsageError("runs and Scores of Headwater's are positive for proponents: leave the sign (--sign) out")
 
 
 def _check_given(tables: Tables) -> None:

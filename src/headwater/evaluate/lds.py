@@ -31,8 +31,8 @@ SPLITS = 64  # halves of the seeds that are looked at, of all there are
 class Agreement:
     """How well scores predict the outcomes of one family of designs.
 
-    `ceiling` is what the expected outcome itself would reach against these noisy ones, None with a single seed; `kept_share` the mean share
-    of the rows that a design keeps.
+    `ceiling` (of Spearman's) is what the expected outcome itself would reach against these noisy ones, None with a single seed.
+    `kept_share` is the mean share of the rows that a design keeps.
     """
 
     family: str
@@ -40,12 +40,19 @@ class Agreement:
     pearson: Figure
     slope: Figure
     ceiling: Figure | None
+    pearson_ceiling: Figure | None
     kept_share: float
     n_designs: int
     n_seeds: int
 
     def figures(self) -> dict[str, Figure]:
-        names = {"spearman": self.spearman, "pearson": self.pearson, "slope": self.slope, "ceiling": self.ceiling}
+        names = {
+            "spearman": self.spearman,
+            "ceiling": self.ceiling,
+            "pearson": self.pearson,
+            "pearson_ceiling": self.pearson_ceiling,
+            "slope": self.slope,
+        }
         lds = self.family.startswith("lds")  # by its usual name, which is Spearman's
         return {
             self.family if lds and name == "spearman" else f"{self.family}_{name}": figure
@@ -158,6 +165,7 @@ def _agreement(family: str, found: Mapping[Kind, Table], truth: Truth, places_D:
         pearson=two_way_figure(found["pearson"], seed=seed, correlation=True),
         slope=two_way_figure(found["slope"], seed=seed),
         ceiling=noise_ceiling(truth.outcomes_DSQ[places_D], seed=seed),
+        pearson_ceiling=noise_ceiling(truth.outcomes_DSQ[places_D], seed=seed, kind="pearson"),
         kept_share=float(truth.kept_DN[places_D].mean()),
         n_designs=len(places_D),
         n_seeds=len(truth.seeds),

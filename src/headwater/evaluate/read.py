@@ -215,9 +215,7 @@ def _read_csv(path: Path) -> Matrix:
     if len(widths) > 1 or next(iter(widths)) != len(second):
         raise DataError(f"{path}: lines of {min(widths)} and of {max(widths)} fields, expected the same on all. Likely cut off or merged")
     try:
-        frame = pd.read_csv(
-            path, sep=separator, header=None, skiprows=int(header), encoding="utf-8-sig", low_memory=False, skip_blank_lines=True
-        )
+        frame = pd.read_csv(path, sep=separator, header=None, skiprows=int(header), encoding="utf-8-sig", low_memory=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as csv ({error}), {MEANT}") from error
     named = header and (len(first) < len(second) or first[0] in INDEX_NAMES)
@@ -275,8 +273,10 @@ def _is_number(field: str) -> bool:
 
 
 def _counts(fields: Sequence[str]) -> bool:
-    """Whether they are 0, 1, 2, ... (at least two)."""
-    return len(fields) > 1 and all(field.strip() in (str(i), f"{i}.0") for i, field in enumerate(fields))
+    """Whether they are 0, 1, 2, ... (at least two) or 1, 2, 3, ... (at least three): positions, which no scores are by chance."""
+    return any(
+        len(fields) > 1 + start and all(field.strip() in (str(i), f"{i}.0") for i, field in enumerate(fields, start)) for start in (0, 1)
+    )
 
 
 READERS = {".npy": _read_npy, ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet, ".safetensors": _read_safetensors}

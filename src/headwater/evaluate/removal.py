@@ -17,6 +17,7 @@ import numpy as np
 from scipy.stats import t
 
 from headwater.evaluate.figure import LEVEL, Figure
+from headwater.evaluate.lds import CHOSEN_BY_SCORE
 from headwater.types import DataError, Finding, Scores, Truth
 
 Pick = Literal["none", "most", "least", "zero", "random"]
@@ -46,7 +47,8 @@ def picks(scores: Scores, truth: Truth) -> dict[tuple[Pick, int], np.ndarray]:
     """[D, Q] bool for each kind of removal and k: the designs that are it, for which query.
 
     Recognised by what they leave out, not by name: exactly the k rows of highest (lowest, smallest absolute) score of the query, or of the
-    mean over queries, of which every query is then a case. Designs named "random/..." are controls; those that leave out nothing are k = 0.
+    mean over queries, of which every query is then a case; one row alone only where the name says it ("most/..."). Designs named
+    "random/..." are controls; those that leave out nothing are k = 0.
     """
     gone_DN = ~truth.kept_DN
     k_D = gone_DN.sum(1)
@@ -57,12 +59,13 @@ def picks(scores: Scores, truth: Truth) -> dict[tuple[Pick, int], np.ndarray]:
         mask_DQ[d, queries] = True
 
     orders = _orders(scores)
-    for d, k in enumerate(k_D):
+    for d, k in enumerate(k_D.tolist()):
+        name = truth.designs[d].split("/")[0] if truth.designs else ""
         if k == 0:
             add("none", d, slice(None))
-        elif truth.designs and truth.designs[d].split("/")[0] == "random":
+        elif name == "random":
             add("random", d, slice(None))
-        elif k < len(gone_DN[d]):
+        elif k > 1 or name in CHOSEN_BY_SCORE:  # every row's turn comes in leave-one-out: that one was the first says nothing
             for pick, order_RN in orders.items():
                 same_R = gone_DN[d][order_RN[:, :k]].all(1)
                 if same_R.any():

@@ -94,6 +94,9 @@ class Evaluation:
             if finding.status != "ok":
                 console.print(Text(f"{finding.status:8} {finding.name}: {finding.because} {finding.next_step or ''}"))
 
+    def _repr_html_(self) -> str:
+        return self.to_pandas().to_html(index=False, float_format="{:.3g}".format)
+
     def _sampled(self) -> str:
         """Which figures' intervals are over what, each unit once."""
         units: dict[str, list[str]] = {}
