@@ -1,19 +1,19 @@
 """The Gauss-Newton matrix of the rows' summed loss, applied to vectors without ever being formed.
 
-`C v = sum_n J_n' H_n J_n v` (Martens 2014): J v by forward-mode differentiation, H = diag(p) - p p' at each target position, J' by a
-backward pass. For a softmax with cross-entropy this is the Fisher matrix with labels drawn from the model.
+`C v = sum_n J_n' H_n J_n v` (Martens 2014): J v as the derivative of `J' u` with respect to u, H = diag(p) - p p' at each target
+position, J' by a backward pass. For a softmax with cross-entropy this is the Fisher matrix with labels drawn from the model.
 
 Letters: K vectors · D numbers of a whole gradient · P target positions · H hidden size · V vocabulary · C positions of a chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from headwater.gradient.rows import head_parameter
@@ -23,35 +23,68 @@ from headwater.types import Batch, Layout
 
 
 def gauss_newton_product(session: Session, layout: Layout, batch: Batch, v_KD: Tensor) -> Tensor:
-    """[K, D] `sum_n J_n' H_n J_n v` over the rows of one batch. Cost a forward pass, and for each v a forward-mode and a backward pass.
+    """[K, D] `sum_n J_n' H_n J_n v` over the rows of one batch. Cost a forward and a backward pass, and as much again for each v.
 
-    `layout` keeps everything whole. Dropout is off. Memory: what autograd keeps, and one chunk of logits.
+    `layout` keeps everything whole. Dropout is off. Memory: what autograd keeps of both passes, and one chunk of logits.
+    """
+    with linearised(session, layout, [batch]) as product:
+        return product(v_KD)
+
+
+@contextmanager
+def linearised(session: Session, layout: Layout, batches: Iterable[Batch]) -> Iterator[Callable[[Tensor], Tensor]]:
+    """`v_KD -> sum_n J_n' H_n J_n v` over the rows of all batches, whose forward passes are made once and kept while the context lasts.
+
+    For the many products of one solve over few rows: each v then costs a tangent and a backward pass. Memory: what autograd keeps of both
+    passes, of all batches.
     """
     parameters = _parameters(session, layout)
-    with _differentiable(session.model, parameters), sdpa_kernel(SDPBackend.MATH):
-        with torch.enable_grad():
-            root = _before_softmax(session, layout, batch)
-        rows = [_product(session, layout, batch, root, parameters, v_D) for v_D in v_KD]
-    return torch.stack(rows)
+    head = session.head if _ends_in_hidden(session, layout) else None
+    with _differentiable(session.model, parameters):
+        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+            kept = [_Jacobian.of(_before_softmax(session, layout, batch), list(parameters.values())) for batch in batches]
+
+        def product(v_KD: Tensor) -> Tensor:
+            return torch.stack([_product(kept, head, layout, parameters, v_D) for v_D in v_KD])
+
+        yield product
 
 
-def _product(session: Session, layout: Layout, batch: Batch, root: Tensor, parameters: Mapping[str, nn.Parameter], v_D: Tensor) -> Tensor:
-    tangent = _tangent(session, layout, batch, parameters, v_D)
-    pulled = _through_softmax(root.detach(), tangent, session.head if _ends_in_hidden(session, layout) else None)
-    grads = torch.autograd.grad(root, list(parameters.values()), pulled, retain_graph=True, allow_unused=True)
-    parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters.values(), grads, strict=True)]
-    return torch.cat([part.reshape(-1) for part in parts])
-
-
-def _tangent(session: Session, layout: Layout, batch: Batch, parameters: Mapping[str, nn.Parameter], v_D: Tensor) -> Tensor:
-    """[P, H or V] `J v` at the target positions."""
+def _product(kept: Sequence[_Jacobian], head: Head | None, layout: Layout, parameters: Mapping[str, nn.Parameter], v_D: Tensor) -> Tensor:
     directions = layout.split(v_D.unsqueeze(0))
-    with torch.no_grad(), forward_ad.dual_level():
-        duals = {name: forward_ad.make_dual(p.detach(), directions[name].reshape(p.shape)) for name, p in parameters.items()}
-        with _swapped(session.model, duals):
-            tangent = forward_ad.unpack_dual(_before_softmax(session, layout, batch)).tangent
-    assert tangent is not None, "no parameter in scope reaches the output"
-    return tangent
+    shaped = [directions[name].reshape(p.shape) for name, p in parameters.items()]
+    total_D = torch.zeros_like(v_D)
+    for jacobian in kept:
+        pulled = jacobian.transposed_times(_through_softmax(jacobian.root.detach(), jacobian.times(shaped), head))
+        total_D += torch.cat([part.reshape(-1) for part in pulled])
+    return total_D
+
+
+@dataclass(frozen=True, eq=False)
+class _Jacobian:
+    """J of `root` with respect to parameters, as products in both directions. `J' u` is linear in u: its derivative along v is `J v`."""
+
+    root: Tensor
+    parameters: Sequence[nn.Parameter]
+    u: Tensor  # zeros, of the root's shape
+    transposed_u: Sequence[Tensor | None]  # J' u, differentiable in u; None for a parameter that does not reach the root
+
+    @staticmethod
+    def of(root: Tensor, parameters: Sequence[nn.Parameter]) -> _Jacobian:
+        u = torch.zeros_like(root, requires_grad=True)
+        return _Jacobian(root, parameters, u, torch.autograd.grad(root, parameters, u, create_graph=True, allow_unused=True))
+
+    def times(self, v: Sequence[Tensor]) -> Tensor:
+        """J v, in the root's shape."""
+        reaching = [(one, direction) for one, direction in zip(self.transposed_u, v, strict=True) if one is not None]
+        assert reaching, "no parameter in scope reaches the output"
+        outputs, directions = zip(*reaching, strict=True)
+        return torch.autograd.grad(outputs, self.u, directions, retain_graph=True)[0]
+
+    def transposed_times(self, u: Tensor) -> list[Tensor]:
+        """`J' u`, parameter by parameter."""
+        found = torch.autograd.grad(self.root, self.parameters, u, retain_graph=True, allow_unused=True)
+        return [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, found, strict=True)]
 
 
 def _before_softmax(session: Session, layout: Layout, batch: Batch) -> Tensor:
@@ -109,17 +142,3 @@ def _differentiable(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
             parameter.requires_grad_(flag)
         for module in training:
             module.training = True
-
-
-@contextmanager
-def _swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Other tensors in the places of these parameters, tied places included."""
-    wanted = {id(parameter): tensors[name] for name, parameter in model.named_parameters() if name in tensors}
-    places = [(module, key, p) for module in model.modules() for key, p in module._parameters.items() if p is not None and id(p) in wanted]
-    for module, key, parameter in places:
-        module._parameters[key] = wanted[id(parameter)]  # pyright: ignore[reportArgumentType]
-    try:
-        yield
-    finally:
-        for module, key, parameter in places:
-            module._parameters[key] = parameter

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from headwater.corpus import collate, plan_batches
 from headwater.gradient.capture import capturing
 from headwater.gradient.factors import FactorSink, dense_rows
-from headwater.gradient.gauss_newton import gauss_newton_product
+from headwater.gradient.gauss_newton import gauss_newton_product, linearised
 from headwater.gradient.rows import head_parameter
 from headwater.model.sampling import loss_starts
 from headwater.model.session import Session
@@ -120,6 +120,13 @@ class LiveSource:
         for batch in (self._collate([chosen[i] for i in some]) for some in self._plan(chosen)):
             total_KD += gauss_newton_product(self.session, self.layout, batch, v_KD)
         return total_KD / max(len(chosen), 1)
+
+    @contextmanager
+    def linearised(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """`gauss_newton` over all rows for many products: their forward passes are made once, and all they leave is kept meanwhile."""
+        batches = [self._collate([self._good[i] for i in some]) for some in self._plan(self._good)]
+        with linearised(self.session, self.layout, batches) as product:
+            yield lambda v_KD: product(v_KD) / max(len(self._good), 1)
 
     def _kept_blocks(self, labels: Labels) -> Iterator[tuple[Sequence[int], Tensor]]:
         for start in range(0, len(self), 256):

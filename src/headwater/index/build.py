@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import platform
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -172,21 +173,26 @@ def fill(
     token_budget: int,
     transform: Transform | None = None,
 ) -> None:
-    """Compute and write every shard of the part that is not committed yet."""
+    """Compute and write every shard of the part that is not committed yet: one is written while the next is computed."""
     missing = part.missing()
     if not missing:
         return
     chosen = [[examples[row - part.rows.start] for row in rows] for rows in missing]
     plans = [plan_batches([example.n_tokens for example in shard], token_budget=token_budget) for shard in chosen]
-    with row_engine(session, layout, transform=transform, extra=writer.spec.extra) as engine:
+    with row_engine(session, layout, transform=transform, extra=writer.spec.extra) as engine, ThreadPoolExecutor(1) as writing:
 
         def work() -> Iterator[None]:
+            written: Future[None] | None = None
             for rows, shard, plan in zip(missing, chosen, plans, strict=True):
                 data = _Filling(shard, writer.spec, loss_of(transform))
                 for positions in plan:
                     data.put(positions, engine, session.pad_id)
                     yield
-                writer.write(rows, data.shard())
+                if written is not None:
+                    written.result()  # one shard waits at most, and what went wrong in it is raised here
+                written = writing.submit(writer.write, rows, data.shard())
+            if written is not None:
+                written.result()
 
         n_rows = sum(len(rows) for rows in missing)
         for _ in track(work(), total=sum(map(len, plans)), description=f"indexing {n_rows:,} rows"):
