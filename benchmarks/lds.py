@@ -62,7 +62,7 @@ from headwater.types import Scores, Truth, UsageError
 
 DATA = Path("../shared/data")
 MEASURE = measures.get("response_log_probability")
-SWEEP = (0.01, 0.1, 1.0, 10.0, 100.0)  # x the mean eigenvalue of a block; 0.1 is the default
+SWEEP = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # x the mean eigenvalue of a block; 0.1 is the default
 ORACLE = "same class"
 
 
@@ -333,7 +333,7 @@ def variants(size: Size) -> Iterator[Variant]:
             continue
         options = OPTIONS.get(name, {})
         if name in curvature.names():
-            dampings = size.sweep if name not in STEPPED else tuple(factor for factor in size.sweep if factor >= 0.1)
+            dampings = size.sweep if name not in STEPPED else tuple(factor for factor in size.sweep if 0.1 <= factor <= 100)
             for factor in dampings:
                 rule = {"damping": f"{factor:g} * mean_eigenvalue"}
                 yield Variant(f"{name} {factor:g}", name, {**rule, **options}, damping=factor)
