@@ -323,8 +323,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fastif": {"curvature": "fisher"},  # by its own LiSSA it takes minutes a query
     "lissa": {"max_steps": 100},  # "status" says that it was stopped
     **{name: {"mode": "model"} for name in MODEL},
+    "ekfac_cg": {"mode": "model", "max_steps": 10},
 }
-STEPPED = ("lissa", "lissa_released", "cg", "arnoldi", "nystrom", "ekfac_cg")  # approximate solvers: Fisher's sweep stands for theirs
+CHEAP = ("fisher", "datainf", "kfac", "ekfac")  # closed forms take the whole sweep; Fisher's stands for that of its approximate solvers
+FEW = ("ekfac_cg",)  # takes minutes: its default alone, ten steps
 
 
 def variants(size: Size) -> Iterator[Variant]:
@@ -333,8 +335,8 @@ def variants(size: Size) -> Iterator[Variant]:
             continue
         options = OPTIONS.get(name, {})
         if name in curvature.names():
-            dampings = size.sweep if name not in STEPPED else tuple(factor for factor in size.sweep if 0.1 <= factor <= 100)
-            for factor in dampings:
+            low, high = (0.0, math.inf) if name in CHEAP else (0.1, 0.1) if name in FEW else (0.1, 100.0)
+            for factor in (factor for factor in size.sweep if low <= factor <= high):
                 rule = {"damping": f"{factor:g} * mean_eigenvalue"}
                 yield Variant(f"{name} {factor:g}", name, {**rule, **options}, damping=factor)
         else:
