@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headwater import methods
+from headwater.atomic import read_json
 from headwater.corpus import query as encode_query
 from headwater.corpus import read_queries, read_rows
 from headwater.evaluate.files import Column, Matrix, Tables, evaluate_given
 from headwater.evaluate.read import Sign
 from headwater.evaluate.summary import Evaluation, Options
-from headwater.index.atomic import read_json
 from headwater.index.build import IN_MEMORY, encoding, open_session
 from headwater.index.examples import stored_examples
 from headwater.index.live import needs_model, open_live

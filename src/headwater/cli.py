@@ -244,6 +244,55 @@ def repair(
 
 
 @app.command()
+def truth(
+    run: RunFolder,
+    queries: Annotated[Path | None, typer.Option(help="A file of queries; those of the newest trace where not given.")] = None,
+    design: Annotated[
+        str | None,
+        typer.Option(help="half (default), share, leave-out, leave-each-out, leave-group-out, top, bottom, zero, random or all."),
+    ] = None,
+    subsets: Annotated[int | None, typer.Option(help="How many sets of rows (default 100).")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trainings of each set, with the seeds 0, 1, ... (default 3).")] = None,
+    fraction: Annotated[float | None, typer.Option(help="Share of the rows in a set, for --design share.")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="Rows left out, for leave-out, top, bottom, zero and random.")] = None,
+    by: Annotated[str | None, typer.Option(help="Column for leave-group-out: group (default), source, label.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="A .npy file with a number for each row, for top, bottom and zero.")] = None,
+    design_seed: Annotated[int | None, typer.Option("--design-seed", help="Of the sets of rows.")] = None,
+    start: Annotated[str | None, typer.Option(help="cold (default): from the base model; warm: from the final weights.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="The model before fine-tuning; the run's own where it says.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="How to train, as YAML: epochs, lr, batch_rows, lora, ...; the run's Trainer's where not given."),
+    ] = None,
+    measure: Annotated[str | None, typer.Option(help="What is measured; by the kind of query where not given.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Trainings at a time.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each; the cores shared among them where not given.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The bank's folder; RUN/truth/DESIGN-START where not given.")] = None,
+    config: Config = None,
+    override: Override = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train the model again on subsets of its rows, and keep what it says of each query: ground truth for any method's scores."""
+    from headwater.recipe import TruthRecipe, read_yaml
+
+    flags = {
+        "queries": queries and str(queries), "measure": measure, "design.kind": design, "design.subsets": subsets, "design.k": k,
+        "design.fraction": fraction, "design.by": by, "design.scores": scores and str(scores), "design.seed": design_seed,
+        "seeds": seeds, "start": start, "base": base, "training": None if recipe is None else read_yaml(recipe),
+    }  # fmt: skip
+    asked = TruthRecipe.build(config=config, flags=flags, overrides=override or [])
+    from headwater.retraining import truth_of_run
+
+    with _progress(quiet):
+        made = truth_of_run(run, asked, out=out, processes=processes, threads=threads)
+    if json_:
+        _print_json({"run": str(run), **made.to_json()})
+    else:
+        typer.echo(made)
+
+
+@app.command()
 def evaluate(
     scores: Annotated[
         Path,

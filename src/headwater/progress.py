@@ -51,6 +51,7 @@ def _plain(items: Iterable[T], *, total: int | None, description: str) -> Iterat
         yield item
         if time.monotonic() - last > PLAIN_EVERY_S:
             last = time.monotonic()
-            say(f"{description}: {count}{f' of {total}' if total else ''}, {last - start:.0f} s")
+            left = f", about {(last - start) / count * (total - count):.0f} s left" if total else ""
+            say(f"{description}: {count}{f' of {total}' if total else ''}, {last - start:.0f} s{left}")
     if count and time.monotonic() - start > PLAIN_EVERY_S:
         say(f"{description}: {count} done in {time.monotonic() - start:.0f} s")

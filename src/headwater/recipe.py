@@ -149,7 +149,7 @@ class _Recipe(_Options):
     @classmethod
     def build(cls, *, config: Path | None = None, flags: Mapping[str, Any] | None = None, overrides: Iterable[str] = ()) -> Self:
         """A YAML file, then flags by dotted name (None: not given), then `name=value` overrides, each over the one before."""
-        values = {} if config is None else _read_yaml(config)
+        values = {} if config is None else read_yaml(config)
         for name, value in (flags or {}).items():
             if value is not None:
                 _put(values, name, value)
@@ -223,7 +223,39 @@ class RepairRecipe(_Recipe):
     seed: int = 0
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+class DesignOptions(_Options):
+    kind: str = Field(default="half", description="which rows are kept: see `headwater.truth.design.KINDS`")
+    subsets: int = Field(default=100, ge=1, description="how many sets of rows")
+    fraction: float = Field(default=0.5, gt=0, lt=1, description="of the rows in each set, for share")
+    k: int | None = Field(default=None, ge=1, description="rows that are left out, for leave-out, top, bottom, zero and random")
+    by: str = Field(default="group", description="column of the row table, for leave-group-out: source, label, group")
+    scores: Place | None = Field(default=None, description="a .npy file, a number for each row ([N], or [Q, N]), for top, bottom and zero")
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("fraction")
+    @classmethod
+    def _where_it_means_something(cls, fraction: float, info: ValidationInfo) -> float:
+        if fraction != 0.5 and info.data.get("kind") == "half":
+            raise ValueError("a half is 0.5; for another share the design is share")
+        return fraction
+
+
+class TruthRecipe(_Recipe):
+    """What `headwater truth` does: how a run's model would answer had it been trained on other rows."""
+
+    queries: Place | None = Field(default=None, description="a file of queries; those of the newest trace where not given")
+    measure: str | None = Field(default=None, description="by the kind of query where not given")
+    design: DesignOptions = DesignOptions()
+    seeds: int = Field(default=3, ge=1, description="trainings of each set of rows, with the seeds 0, 1, ...")
+    start: Literal["cold", "warm"] = Field(default="cold", description="from the base model, or from the final weights")
+    base: Place | None = Field(default=None, description="the model before fine-tuning, for a cold start; the run's own where it says")
+    training: dict[str, Any] | None = Field(
+        default=None, description="`headwater.truth.finetune.Recipe`; from the run's Trainer folder where not given"
+    )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The options in a YAML file. Raises UsageError where it cannot be read or is no mapping."""
     try:
         value = _yaml(path.read_text(encoding="utf-8"), where=f"{path}: ")
     except (OSError, UnicodeDecodeError) as error:

@@ -22,8 +22,8 @@ from scipy.special import stdtrit
 from torch import nn
 
 from headwater import api
+from headwater.atomic import write_json
 from headwater.corpus import collate, plan_batches
-from headwater.index.atomic import write_json
 from headwater.index.build import open_session
 from headwater.index.examples import stored_examples
 from headwater.index.read import StoredIndex

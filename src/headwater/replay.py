@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from headwater.atomic import read_json, write_atomically
 from headwater.corpus import read_queries
-from headwater.index.atomic import read_json, write_atomically
 from headwater.index.build import IN_MEMORY, encoding, environment, index_corpus, open_corpus, open_session
 from headwater.index.files import folder
 from headwater.index.member_files import member_home, read_members, write_member

@@ -373,7 +373,7 @@ def _write_anywhere(allowed: bool) -> bool:
 
 def test_a_full_disk_in_the_middle(world: World, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The third shard's tensors do not fit: what was committed stays, and the same command goes on when there is room."""
-    from headwater.index import atomic
+    from headwater import atomic
 
     written, write = [], atomic._write_and_sync
 

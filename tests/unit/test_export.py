@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from headwater.index.atomic import write_json
+from headwater.atomic import write_json
 from headwater.index.spec import IndexSpec
 from headwater.index.write import ShardData, Writer
 from headwater.rank.export import Format, export, newest_trace, read_scores, trace_folder

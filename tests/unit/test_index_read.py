@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_index_write import HIDDEN, LAYOUT, columns, fill, make_data, make_spec
 
-from headwater.index.atomic import write_json
+from headwater.atomic import write_json
 from headwater.index.files import commit_path, part_path, table_path, tensors_path
 from headwater.index.memory import MemoryIndex
 from headwater.index.read import StoredIndex

@@ -20,10 +20,10 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 import headwater
 from headwater.api import Trace
+from headwater.atomic import write_atomically, write_json
 from headwater.corpus import collate, load_corpus, read_queries
 from headwater.demo.base import pretrained
 from headwater.demo.world import Query, QueryKind, World, make_world
-from headwater.index.atomic import write_atomically, write_json
 from headwater.model.session import Session
 from headwater.model.tiny import PAD, SPECIAL_TOKENS, TinyModel
 from headwater.progress import say

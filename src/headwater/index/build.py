@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headwater.atomic import remove_left_overs, write_atomically, write_json
 from headwater.corpus import Corpus, collate, count_copies, load_corpus, number_copies, plan_batches
 from headwater.gradient.check import CaptureCheck, checked_layout
 from headwater.gradient.extra import describe_features
@@ -25,7 +26,6 @@ from headwater.gradient.rows import RowEngine, row_engine
 from headwater.gradient.scope import Scope, find_scope, make_layout
 from headwater.gradient.sketch import SketchSpec
 from headwater.gradient.transform import AdamUpdate, SecondMoment, Transform
-from headwater.index.atomic import remove_left_overs, write_atomically, write_json
 from headwater.index.files import read_parts, table_path
 from headwater.index.read import StoredIndex
 from headwater.index.spec import IndexSpec

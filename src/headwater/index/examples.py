@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from headwater.atomic import read_json
 from headwater.corpus import count_copies, number_copies
-from headwater.index.atomic import read_json
 from headwater.index.build import IN_MEMORY, open_corpus
 from headwater.index.read import StoredIndex
 from headwater.model.session import Session

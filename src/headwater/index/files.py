@@ -9,7 +9,7 @@ from typing import Any
 
 import xxhash
 
-from headwater.index.atomic import read_json, sync_folder, write_json
+from headwater.atomic import read_json, sync_folder, write_json
 from headwater.types import IntegrityError
 
 REDO = (

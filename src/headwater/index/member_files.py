@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from headwater.index.atomic import read_json, write_json
+from headwater.atomic import read_json, write_json
 from headwater.types import IntegrityError, MemberRole
 
 FORMAT = 1

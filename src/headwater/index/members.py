@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from headwater.atomic import read_json
 from headwater.corpus import Corpus
-from headwater.index.atomic import read_json
 from headwater.index.build import index_corpus, open_session
 from headwater.index.files import read_parts
 from headwater.index.member_files import MemberRecord, member_home, read_member, write_member

@@ -12,10 +12,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from headwater.atomic import read_json
 from headwater.corpus import collate, plan_batches
 from headwater.gradient.rows import row_engine
 from headwater.gradient.transform import Transform
-from headwater.index.atomic import read_json
 from headwater.index.build import example_columns, open_session, open_transform
 from headwater.index.memory import MemoryIndex
 from headwater.index.read import StoredIndex

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from headwater.index.atomic import read_json, write_json
+from headwater.atomic import read_json, write_json
 from headwater.types import IntegrityError, Layout, LayoutMismatch, UsageError
 
 FORMAT = 1

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from headwater.index.atomic import read_json, write_json
+from headwater.atomic import read_json, write_json
 from headwater.index.files import committed, folder, table_path
 from headwater.index.spec import read_spec
 from headwater.index.table import read_column

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headwater.index.atomic import left_overs
+from headwater.atomic import left_overs
 from headwater.index.files import (
     Commit,
     PartRecord,

@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from headwater.atomic import remove_left_overs, write_atomically
 from headwater.index import codec
-from headwater.index.atomic import remove_left_overs, write_atomically
 from headwater.index.files import (
     Commit,
     PartRecord,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import safetensors.torch
 
-from headwater.index.atomic import write_atomically
+from headwater.atomic import write_atomically
 from headwater.index.read import StoredIndex
 from headwater.index.spec import read_spec
 from headwater.rank.by_group import adds_up, group_scores

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 from headwater import methods
-from headwater.index.atomic import write_atomically, write_json
+from headwater.atomic import write_atomically, write_json
 from headwater.index.examples import stored_examples
 from headwater.index.live import LiveIndex, LiveQueries, needs_model, open_live
 from headwater.index.memory import MemoryIndex

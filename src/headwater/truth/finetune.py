@@ -35,6 +35,7 @@ class Lora(BaseModel):
 
     r: Annotated[int, Field(ge=1)] = 8
     alpha: Annotated[float, Field(gt=0)] = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of an adapter's input, while training
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
 
@@ -113,7 +114,8 @@ def add_adapters(model: nn.Module, recipe: Recipe) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     targets = recipe.lora.targets if isinstance(recipe.lora.targets, str) else list(recipe.lora.targets)
-    config = LoraConfig(r=recipe.lora.r, lora_alpha=recipe.lora.alpha, target_modules=targets, task_type="CAUSAL_LM")  # pyright: ignore[reportArgumentType]
+    given = {"r": recipe.lora.r, "lora_alpha": recipe.lora.alpha, "lora_dropout": recipe.lora.dropout, "target_modules": targets}
+    config = LoraConfig(**given, task_type="CAUSAL_LM")  # pyright: ignore[reportArgumentType]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
@@ -179,7 +181,8 @@ def mean_loss(model: nn.Module, rows: Sequence[Example], *, pad_id: int) -> Tens
     positions_K = predicts_BT.any(0).nonzero().squeeze(-1)
     logits_BKV = logits_at(model, tokens_BT, positions_K)
     wanted_BK = torch.where(predicts_BT, tokens_BT[:, 1:], -100)[:, positions_K]
-    return nn.functional.cross_entropy(logits_BKV.flatten(0, 1).float(), wanted_BK.flatten(), ignore_index=-100)
+    logits_BKV = logits_BKV.to(torch.promote_types(logits_BKV.dtype, torch.float32))
+    return nn.functional.cross_entropy(logits_BKV.flatten(0, 1), wanted_BK.flatten(), ignore_index=-100)
 
 
 def logits_at(model: nn.Module, tokens_BT: Tensor, positions_K: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from headwater.index import atomic
-from headwater.index.atomic import left_overs, read_json, remove_left_overs, write_atomically, write_json
+from headwater import atomic
+from headwater.atomic import left_overs, read_json, remove_left_overs, write_atomically, write_json
 from headwater.types import HeadwaterError, IntegrityError
 
 
@@ -78,7 +78,7 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path):
 def test_a_real_file_size_limit_is_explained(tmp_path: Path):
     """A disk that takes some of the bytes and then no more, without mocking: the limit of a child process."""
     code = (
-        "import resource, sys; from pathlib import Path; from headwater.index.atomic import write_atomically\n"
+        "import resource, sys; from pathlib import Path; from headwater.atomic import write_atomically\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))\n"
         "try: write_atomically(Path(sys.argv[1]), b'x' * 5000)\n"
         "except Exception as error: print(type(error).__name__, error)"
