@@ -5,9 +5,12 @@ N rows · Q queries · D parameters · I inputs · O outputs · M removals
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ import torch
 from scipy.stats import pearsonr, rankdata
 from torch import Tensor
 
+from headwater.index.atomic import write_json
 from headwater.truth.objective import SmallModel, half_square, total
 from headwater.truth.optimum import Minimiser
 from headwater.types import Block, Layout, Truth
@@ -168,6 +172,24 @@ def mean_agreement(found_QM: np.ndarray, truth_QM: np.ndarray) -> dict[str, Any]
     known = [one for one in each if one is not None]
     means = {name: float(np.mean([one[name] for one in known])) if known else None for name in ("pearson", "spearman", "slope")}
     return {**means, "undetermined": len(each) - len(known), "removals": int(measured_M.sum())}
+
+
+def by_seed(seeds: Iterable[int], one: Callable[[int], dict[str, Any]], *, kept: Path | None = None) -> list[dict[str, Any]]:
+    """`one(seed)` of each seed. `kept` is a file of finished seeds: what stands there is not computed again, each is added as it ends."""
+    known: dict[str, Any] = json.loads(kept.read_text()) if kept is not None and kept.exists() else {}
+    for seed in seeds:
+        if str(seed) not in known:
+            known[str(seed)] = one(seed)
+            if kept is not None:
+                write_json(kept, known)
+    return [known[str(seed)] for seed in seeds]
+
+
+def typed(name: str) -> str:
+    """The command that was given, but for the file of finished seeds."""
+    words = iter(sys.argv[1:])
+    shown = [word for word in words if not (word == "--kept" and next(words))]
+    return " ".join(["python", "-m", f"benchmarks.{name}", *shown])
 
 
 def rounded(value: Any, digits: int = 4) -> Any:

@@ -22,7 +22,7 @@ Smooth = Callable[[Tensor], tuple[Tensor, Tensor]]
 ReachedStatus = Literal["converged", "ran", "max_steps", "diverged"]
 """At its tolerance; after the steps that its recipe names; short of its tolerance; no longer a number."""
 
-NEWTON_STEPS = 20
+NEWTON_STEPS, NEAR = 20, 1e-3  # of the gradient at the start: further away a step along the gradient's zero may lead to a saddle
 OUT_OF_STEPS = 1  # a status of L-BFGS-B
 ROUNDING, TINY = 1e-13, 1e-300  # of a sum of values of about 1, in float64
 
@@ -78,7 +78,7 @@ class LBFGS:
             method="L-BFGS-B",
             options={"maxiter": self.max_steps, "maxcor": self.memory, "gtol": target / len(start_D) ** 0.5, "ftol": 0.0},
         )
-        stalled = found.status != OUT_OF_STEPS and np.linalg.norm(found.jac) > target
+        stalled = found.status != OUT_OF_STEPS and target < np.linalg.norm(found.jac) < NEAR
         ended = _polished(scaled, found.x, target) if stalled else found.x
         return scaled.ended(torch.from_numpy(ended), tolerance)
 
