@@ -5,11 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headwater.api import Run, Trace, index, load, trace
+    from headwater.api import Run, Trace, evaluate, index, load, trace
     from headwater.model.session import Session, load_session
     from headwater.training.callback import HeadwaterCallback, RowIdCollator, with_row_ids
 
-__all__ = ["HeadwaterCallback", "RowIdCollator", "Run", "Session", "Trace", "index", "load", "load_session", "trace", "with_row_ids"]
+__all__ = [
+    "HeadwaterCallback",
+    "RowIdCollator",
+    "Run",
+    "Session",
+    "Trace",
+    "evaluate",
+    "index",
+    "load",
+    "load_session",
+    "trace",
+    "with_row_ids",
+]
 
 _HOMES = {
     "HeadwaterCallback": "headwater.training.callback",
@@ -17,6 +29,7 @@ _HOMES = {
     "Run": "headwater.api",
     "Session": "headwater.model.session",
     "Trace": "headwater.api",
+    "evaluate": "headwater.api",
     "index": "headwater.api",
     "load": "headwater.api",
     "load_session": "headwater.model.session",

@@ -1,4 +1,4 @@
-"""The library's verbs: `load`, `index`, `trace`. Each returns an object that shows itself in a notebook and gives a table."""
+"""The library's verbs: `load`, `index`, `trace`, `evaluate`. Each returns an object that shows itself in a notebook and gives a table."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 from headwater import methods
 from headwater.corpus import query as encode_query
 from headwater.corpus import read_queries, read_rows
+from headwater.evaluate.files import Column, Matrix, Tables, evaluate_given
+from headwater.evaluate.read import Sign
+from headwater.evaluate.summary import Evaluation, Options
 from headwater.index.atomic import read_json
 from headwater.index.build import IN_MEMORY, encoding, open_session
 from headwater.index.examples import stored_examples
@@ -27,12 +30,12 @@ from headwater.rank.tokens import TokenScores, check_supported, token_scores
 from headwater.rank.trace import check_index, fitted, trace_queries
 from headwater.recipe import DEFAULT_METHODS, IndexRecipe, TraceRecipe
 from headwater.training.folder import TrainerFolder
-from headwater.types import DataError, Example, Measure, Scores, UsageError
+from headwater.types import DataError, Example, Measure, Scores, Truth, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Run", "Trace", "encode_query", "encoded_queries", "given_queries", "index", "load", "run_trace", "trace"]
+__all__ = ["Run", "Trace", "encode_query", "encoded_queries", "evaluate", "given_queries", "index", "load", "run_trace", "trace"]
 
 TEXTS = ("prompt", "response", "source", "row")
 
@@ -297,6 +300,36 @@ def run_trace(
     encoded = encoded_queries(run, given, session)
     traced = trace_queries(run, recipe, encoded, session=session, measure=measure, given=given, data=data)
     return Trace(traced.folder, traced.record)
+
+
+def evaluate(
+    scores: Matrix,
+    *,
+    bank: str | Path | Truth | None = None,
+    train_labels: Column | None = None,
+    query_labels: Column | None = None,
+    label_column: str | None = None,
+    mislabelled: str | None = None,
+    against: Matrix | None = None,
+    sign: Sign | None = None,
+    method: str | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Hold scores of any tool against labels or a bank: `evaluate("S.csv", train_labels="t.csv", query_labels="q.csv", sign="negative")`.
+
+    `scores` and `against` are files (npy, csv, parquet, safetensors), a run folder, `Scores` or an array [Q, N]; labels are files or
+    sequences, in the order of the scores; `bank` is a folder or a `Truth`. Further options: k, hub_correct, seed. See
+    `headwater.evaluate.summary.evaluate`.
+    """
+    tables = Tables(train_labels, query_labels, label_column, mislabelled)
+    truth = bank if bank is None or isinstance(bank, Truth) else read_bank(bank)
+    return evaluate_given(scores, tables, truth=truth, against=against, sign=sign, method=method, options=Options(**options))
+
+
+def read_bank(path: str | Path) -> Truth:
+    from headwater.truth.bank import read_bank as read  # pyright: ignore[reportMissingImports]
+
+    return read(Path(path))
 
 
 def encoded_queries(run: Path, queries: str | Path | Iterable[Mapping[str, Any]], session: Session) -> list[Example]:

@@ -244,6 +244,54 @@ def repair(
 
 
 @app.command()
+def evaluate(
+    scores: Annotated[
+        Path,
+        typer.Argument(metavar="SCORES", help="npy, csv, parquet or safetensors (rows: queries, columns: training rows), or a run folder."),
+    ],
+    bank: Annotated[Path | None, typer.Option(help="Outcomes of retraining, from `headwater truth`.")] = None,
+    train_labels: Annotated[
+        Path | None, typer.Option("--train-labels", help="csv, parquet or jsonl: a label for each training row.")
+    ] = None,
+    query_labels: Annotated[Path | None, typer.Option("--query-labels", help="The same for each query.")] = None,
+    label_column: Annotated[str | None, typer.Option("--label-column", help="Their column (default: label).")] = None,
+    mislabelled: Annotated[
+        str | None, typer.Option(help="A column of true and false in --train-labels: do these rows score highest?")
+    ] = None,
+    sign: Annotated[
+        str | None,
+        typer.Option(help="positive (default): high scores are proponents. negative: low ones are, as in an influence on the loss."),
+    ] = None,
+    k: Annotated[int | None, typer.Option("-k", "--k", help="First rows looked at (default: training rows / classes).")] = None,
+    hub_correct: Annotated[bool, typer.Option("--hub-correct", help="First take each training column's z-score over the queries.")] = False,
+    against: Annotated[Path | None, typer.Option(help="Other scores of the same rows: paired differences and overlap.")] = None,
+    method: Annotated[str | None, typer.Option(help="Of a run folder: whose scores; the primary one where not given.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstraps.")] = 0,
+    json_: Json = False,
+) -> None:
+    """Hold any tool's scores against labels or retraining, with an interval on every figure."""
+    if sign not in (None, "positive", "negative"):
+        _usage(f"--sign is {sign!r}, expected positive or negative")
+    from headwater.evaluate.files import Tables, evaluate_given
+    from headwater.evaluate.summary import Options
+
+    truth = None
+    if bank is not None:
+        from headwater.truth.bank import read_bank  # pyright: ignore[reportMissingImports]
+
+        truth = read_bank(bank)
+    tables = Tables(train_labels, query_labels, label_column, mislabelled)
+    options = Options(k=k, hub_correct=hub_correct, seed=seed)
+    result = evaluate_given(scores, tables, truth=truth, against=against, sign=sign, method=method, options=options)  # pyright: ignore[reportArgumentType]
+    if json_:
+        _print_json(result.to_json())
+        return
+    from rich.console import Console
+
+    result.show(Console())
+
+
+@app.command()
 def report(
     run: RunFolder,
     trace: Annotated[str | None, typer.Option(help="A trace's name (a folder in RUN/scores); the newest where not given.")] = None,

@@ -31,7 +31,8 @@ from headwater.model.measures import MEASURES
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-EXECUTED = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("start", "concepts", "methods", "extend", "artefacts", "repair"))]
+NAMES = ("start", "concepts", "methods", "extend", "artefacts", "repair", "evaluate")
+EXECUTED = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in NAMES)]
 PAGES = [*EXECUTED, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 FENCE = re.compile(r"^```(?P<language>\w*) *(?P<options>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 EXIT_CODE = re.compile(r"# exit code (\d+)\s*$")

@@ -1,0 +1,34 @@
+"""What two score matrices agree on. Q queries · N training rows · K places"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from headwater.evaluate.ranking import Ranking
+from headwater.types import DataError, Scores
+
+
+def overlap_Q(ranking: Ranking, other: Ranking, k: int) -> np.ndarray:
+    """`#(first k of one and of the other) / k` for each query; NaN where either ranks nothing. Chance is about k / N."""
+    listed_QN, other_QN = (_listed(one, k) for one in (ranking, other))
+    return np.where(ranking.usable_Q & other.usable_Q, (listed_QN & other_QN).sum(1) / k, np.nan)
+
+
+def check_same(scores: Scores, other: Scores) -> None:
+    """Raise DataError unless both matrices speak of the same queries and rows, in the same order."""
+    for what, ours, theirs in (("queries", scores.query_ids, other.query_ids), ("rows", scores.train_ids, other.train_ids)):
+        if len(ours) != len(theirs):
+            raise DataError(f"the scores are of {len(ours)} {what}, those to compare with of {len(theirs)}: expected the same {what}")
+        both_named = "positions" not in (scores.provenance.get("ids"), other.provenance.get("ids"))
+        if both_named and ours != theirs:
+            raise DataError(
+                f"the {what} of the two score matrices have other ids or another order: trace both on the same index and queries"
+            )
+
+
+def _listed(ranking: Ranking, k: int) -> np.ndarray:
+    top_QK = ranking.top_QK(k)
+    n_queries, n_rows = ranking.values_QN.shape
+    listed = np.zeros((n_queries, n_rows + 1), dtype=bool)  # one place more, which takes the -1 of a query with fewer than k scores
+    np.put_along_axis(listed, np.where(top_QK < 0, n_rows, top_QK), True, axis=1)
+    return listed[:, :n_rows]
