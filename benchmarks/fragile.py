@@ -1,12 +1,12 @@
 """How deep a network influence still describes: estimates against training again, by depth and weight decay.
 
-    python -m benchmarks.fragile [--json] [--seeds 4] [--depths 1 2 3 4 5 6] [--removals 16] [--starts 2] [--kept F]
+    python -m benchmarks.fragile [--json] [--seeds 4] [--depths 1 2 4 6] [--removals 16] [--starts 1] [--kept F]
 
-Three Gaussian classes in the plane, 120 points; a tanh network of width 5 and depth 1 to 6, with and without weight decay, is trained by
+Three Gaussian classes in the plane, 120 points; a tanh network of width 5 and depth 1, 2, 4 and 6, with and without weight decay, is trained by
 L-BFGS until its gradient is below 1e-9. For the test point of the largest loss, the influence of every row with the exact Hessian plus
 .001; the 16 rows of largest influence are left out one by one, and training goes on from the optimum to as small a gradient. Agreement
 over the 16 is Pearson, Spearman and the slope of truth on estimate. It is undetermined, and in no mean, where a training did not reach
-its end (in 5,000 steps, 500 without decay), the optimum is a saddle, or nothing moved. Where the trainings did not reach their end,
+its end (in 5,000 steps, 300 without decay), the optimum is a saddle, or nothing moved. Where the trainings did not reach their end,
 what they reached is compared all the same, as the literature does, under "stopped". Noise: the same removals after other
 initialisations, the spread of an effect over its size. Ridge and softmax regression in the same harness say that the harness is sound.
 Protocol after Basu, Pope and Feizi 2021 (arXiv 2006.14651).
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import record
-from benchmarks.small import Tanh, agreement, at_minimum, by_seed, constant, cross_entropy, hessian, rounded, row_gradients, typed, without
-from headwater.progress import quiet, say
+from benchmarks.small import Tanh, agreement, at_minimum, constant, cross_entropy, hessian, resumed, rounded, row_gradients, typed, without
 from headwater.truth.objective import SmallModel
 from headwater.truth.optimum import LBFGS, Reached, Smooth
 from headwater.truth.response import retrained
@@ -36,11 +36,11 @@ from headwater.types import Truth
 
 INPUTS, CLASSES, WIDTH, TEST_POINTS = 2, 3, 5, 60
 DAMPING, DECAY = 1e-3, 5e-3
-GRADIENT, STEPS, STEPS_WITHOUT_DECAY = 1e-9, 5000, 500
+GRADIENT, STEPS, STEPS_WITHOUT_DECAY = 1e-9, 5000, 300
 SPREAD = 2.0  # of the classes' centres, in standard deviations of a class
 LEAST_EFFECT = 1e-9
 FIGURES = ("spearman", "pearson", "slope")
-NOISE_REMOVALS = 4
+NOISE_REMOVALS = 3
 EXPECTED = {
     "depth 1, decay": [0.95, 0.70], "depth 1": [0.89, 0.87], "depth 2, decay": [0.90, 0.93], "depth 2": [0.71, 0.83],
     "depth 4, decay": [0.78, 0.89], "depth 4": [0.61, None], "depth 6, decay": [0.66, 0.60],
@@ -50,9 +50,9 @@ EXPECTED = {
 @dataclass(frozen=True)
 class Size:
     rows: int = 120
-    depths: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
+    depths: tuple[int, ...] = (1, 2, 4, 6)
     removals: int = 16
-    starts: int = 2
+    starts: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=list(Size.depths))
     parser.add_argument("--removals", type=int, default=Size.removals)
     parser.add_argument("--starts", type=int, default=Size.starts, help="other initialisations for the noise, on the first seed")
-    parser.add_argument("--kept", type=Path, help="a file of finished seeds, to go on from")
+    parser.add_argument("--kept", type=Path, help="a file of finished parts, to go on from")
     given = parser.parse_args()
     torch.set_num_threads(1)
     result = measure(Size(given.rows, tuple(given.depths), given.removals, given.starts), seeds=range(given.seeds), kept=given.kept)
@@ -83,8 +83,12 @@ def main() -> None:
 
 
 def measure(size: Size, *, seeds: Sequence[int], kept: Path | None = None) -> dict[str, Any]:
-    found = by_seed(seeds, lambda seed: one_seed(size, seed, noise=seed == min(seeds)), kept=kept)
-    cells = {name: summary([one[name] for one in found]) for name in found[0]}
+    names = ["ridge", "softmax regression", *(cell_name(depth, decay) for depth in size.depths for decay in (DECAY, 0.0))]
+    jobs: dict[str, Callable[[], Any]] = {f"{seed}/{name}": partial(cell, size, seed, name) for seed in seeds for name in names}
+    jobs |= {f"noise/{name}": partial(noise, size, min(seeds), name) for name in names if name.endswith(", decay")}
+    done = resumed(jobs, kept=kept)
+    found = {name: [done[f"{seed}/{name}"] for seed in seeds] for name in names}
+    cells = {name: summary(found[name]) | {"noise": done.get(f"noise/{name}")} for name in names}
     return rounded({"cells": cells, "by_seed": found, "expected": EXPECTED, "accepted": accepted(cells)})
 
 
@@ -97,7 +101,6 @@ def summary(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "seeds": len(known),
         "undetermined": [one["undetermined"] for one in found if one["agreement"] is None],
         "stopped": {**means(stopped), "seeds": len(stopped)},
-        "noise": next((one["noise"] for one in found if one["noise"]), None),
         "lam_min": float(np.median([one["lam_min"] for one in found])),
         "lam_max": float(np.median([one["lam_max"] for one in found])),
     }
@@ -127,17 +130,26 @@ def accepted(cells: dict[str, Any]) -> dict[str, bool | str]:
     }
 
 
-def one_seed(size: Size, seed: int, *, noise: bool) -> dict[str, Any]:
+def cell_name(depth: int, decay: float) -> str:
+    return f"depth {depth}{', decay' if decay else ''}"
+
+
+def cell(size: Size, seed: int, name: str) -> dict[str, Any]:
+    return judged(named_model(size, seed, name), size)
+
+
+def noise(size: Size, seed: int, name: str) -> dict[str, Any]:
+    model, depth = named_model(size, seed, name), int(name.removeprefix("depth ").split(",")[0])
+    return noise_floor(model, size, [Tanh(widths(depth)).drawn((seed, depth, 1 + s)) for s in range(size.starts)])
+
+
+def named_model(size: Size, seed: int, name: str) -> SmallModel:
     data = drawn(size, seed)
-    cells = {"ridge": judged(ridge(data, seed), size), "softmax regression": judged(network(data, 0, DECAY, seed), size)}
-    for depth in size.depths:
-        for decay in (DECAY, 0.0):
-            name = f"depth {depth}{', decay' if decay else ''}"
-            starts = [Tanh(widths(depth)).drawn((seed, depth, 1 + s)) for s in range(size.starts)] if noise else []
-            with quiet():
-                cells[name] = judged(network(data, depth, decay, seed), size, starts=starts)
-            say(f"seed {seed}, {name}: {cells[name]['agreement'] or cells[name]['undetermined']}")
-    return cells
+    if name == "ridge":
+        return ridge(data, seed)
+    if name == "softmax regression":
+        return network(data, 0, DECAY, seed)
+    return network(data, int(name.removeprefix("depth ").split(",")[0]), DECAY if name.endswith("decay") else 0.0, seed)
 
 
 # ------------------------------------------------------------------------------------------------- models and their data
@@ -193,30 +205,44 @@ def training(model: SmallModel) -> Stopped:
     return Stopped(STEPS if model.decay else STEPS_WITHOUT_DECAY)
 
 
-def judged(model: SmallModel, size: Size, *, starts: Sequence[Tensor] = ()) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A trained network, the test point of the largest loss as its one query, and what influence says of every row."""
+
+    model: SmallModel
+    lam_D: Tensor
+    influence_N: np.ndarray
+
+    @staticmethod
+    def of(model: SmallModel) -> Judged:
+        trained = at_minimum(model, training(model))
+        worst = int(trained.measures(trained.start_D).argmax())
+        one = replace(trained, queries=lambda theta_D: model.queries(theta_D)[worst : worst + 1])
+        matrix_DD = hessian(one)
+        return Judged(one, torch.linalg.eigvalsh(matrix_DD), predicted(one, matrix_DD))
+
+    def strongest(self, n: int) -> np.ndarray:
+        return np.argsort(-np.abs(self.influence_N))[:n]
+
+
+def judged(model: SmallModel, size: Size) -> dict[str, Any]:
     """Influence on the worst test point against training again; a reason in place of the figures where there is none."""
-    trained = at_minimum(model, training(model))
-    before_Q = trained.measures(trained.start_D)
-    worst = int(before_Q.argmax())
-    one = replace(trained, queries=lambda theta_D: model.queries(theta_D)[worst : worst + 1])
-    matrix_DD = hessian(one)
-    lam_D = torch.linalg.eigvalsh(matrix_DD)
-    influence_N = predicted(one, matrix_DD)
-    chosen = np.argsort(-np.abs(influence_N))[: size.removals]
-    truth = retrained(one, without(size.rows, chosen), training(model))
-    changes_M = truth.outcomes_DSQ[:, 0, 0] - float(before_Q[worst])
-    found, late = agreement(influence_N[chosen], changes_M), unfinished(one, truth)
-    reason = late or still(changes_M, influence_N[chosen], float(lam_D[0]))
+    one = Judged.of(model)
+    chosen = one.strongest(size.removals)
+    truth = retrained(one.model, without(size.rows, chosen), training(model))
+    before, lam_min = float(one.model.measures(one.model.start_D)[0]), float(one.lam_D[0])
+    changes_M, predicted_M = truth.outcomes_DSQ[:, 0, 0] - before, one.influence_N[chosen]
+    found, late = agreement(predicted_M, changes_M), unfinished(one.model, truth)
+    reason = late or still(changes_M, predicted_M, lam_min)
     return {
         "agreement": None if reason else found,
         "undetermined": reason or (None if found else "a side does not vary"),
         "stopped": found if late and np.abs(changes_M).max() > LEAST_EFFECT else None,
-        "lam_min": float(lam_D[0]),
-        "lam_max": float(lam_D[-1]),
+        "lam_min": lam_min,
+        "lam_max": float(one.lam_D[-1]),
         "median_effect": float(np.median(np.abs(changes_M))),
-        "worst_loss": float(before_Q[worst]),
-        "mean_loss": float(one.loss(one.start_D, torch.ones(size.rows, dtype=torch.float64))[0]),
-        "noise": noise_floor(one, chosen[:NOISE_REMOVALS], starts) if starts else None,
+        "worst_loss": before,
+        "mean_loss": float(one.model.loss(one.model.start_D, torch.ones(size.rows, dtype=torch.float64))[0]),
     }
 
 
@@ -251,19 +277,18 @@ def predicted(model: SmallModel, matrix_DD: Tensor) -> np.ndarray:
     return (row_gradients(model) @ torch.linalg.solve(damped_DD, slope_D)).numpy() / len(model.train_ids)
 
 
-def noise_floor(model: SmallModel, chosen: np.ndarray, starts: Sequence[Tensor]) -> dict[str, Any]:
+def noise_floor(model: SmallModel, size: Size, starts: Sequence[Tensor]) -> dict[str, Any]:
     """How far an effect differs between initialisations: its standard deviation over starts, over the median size of an effect.
 
     Signal-to-noise below 2 says that training again is no truth to judge by, unless it goes on from the same optimum.
     """
-    kept_MN = np.concatenate([np.ones((1, len(model.train_ids)), dtype=bool), without(len(model.train_ids), chosen)])
-    outcomes_MS = retrained(model, kept_MN, training(model), starts=[model.start_D, *starts]).outcomes_DSQ[:, :, 0]
+    one = Judged.of(model)
+    gone_MN = without(size.rows, one.strongest(min(NOISE_REMOVALS, size.removals)))
+    kept_MN = np.concatenate([np.ones((1, size.rows), dtype=bool), gone_MN])
+    outcomes_MS = retrained(one.model, kept_MN, training(model), starts=[model.start_D, *starts]).outcomes_DSQ[:, :, 0]
     effects_MS = outcomes_MS[1:] - outcomes_MS[:1]
-    effects_MS = effects_MS[:, np.isfinite(effects_MS).all(0)]
-    if effects_MS.shape[1] < 2:
-        return {"signal_to_noise": None, "starts": int(effects_MS.shape[1])}
-    spread, size = float(np.mean(effects_MS.std(1, ddof=1))), float(np.median(np.abs(effects_MS)))
-    return {"signal_to_noise": size / spread if spread else None, "spread": spread, "effect": size, "starts": int(effects_MS.shape[1])}
+    spread, typical = float(np.mean(effects_MS.std(1, ddof=1))), float(np.median(np.abs(effects_MS)))
+    return {"signal_to_noise": typical / spread, "spread": spread, "effect": typical, "starts": effects_MS.shape[1]}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ N rows · M removals · Q queries · S subsets · D parameters
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,11 @@ from benchmarks.small import (
     RootRows,
     Tanh,
     at_minimum,
-    by_seed,
     changes,
     cross_entropy,
     mean_agreement,
     query_gradients,
+    resumed,
     rounded,
     row_gradients,
     squared_loss,
@@ -43,7 +43,6 @@ from benchmarks.small import (
 )
 from headwater.curvature import LiSSA
 from headwater.evaluate.gaps import STATIONS, Gaps, gaps
-from headwater.progress import quiet
 from headwater.truth.objective import SmallModel
 from headwater.truth.optimum import LBFGS, Descent
 from headwater.truth.pbrf import pbrf
@@ -76,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="record the result and print it as the last line")
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--kept", type=Path, help="a file of finished seeds, to go on from")
+    parser.add_argument("--kept", type=Path, help="a file of finished parts, to go on from")
     for name, value in vars(Size()).items():
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
@@ -89,10 +88,15 @@ def main() -> None:
 
 
 def measure(size: Size, *, seeds: Sequence[int], kept: Path | None = None) -> dict[str, Any]:
-    with quiet():
-        found = by_seed(seeds, lambda seed: network(size, seed), kept=kept)
-        lds = {str(n): _mean([logistic(replace(size, rows=n), seed=seed) for seed in seeds]) for n in LOGISTIC_ROWS}
-    closed = {"ridge": _mean([ridge(size, seed=seed) for seed in seeds]), "logistic_lds": lds}
+    jobs: dict[str, Callable[[], Any]] = {}
+    for seed in seeds:
+        jobs |= {f"{seed}/{damping}": partial(network, size, seed, damping) for damping in DAMPINGS}
+        jobs |= {f"{seed}/ridge": partial(ridge, size, seed=seed)}
+        jobs |= {f"{seed}/logistic/{n}": partial(logistic, replace(size, rows=n), seed=seed) for n in LOGISTIC_ROWS}
+    done = resumed(jobs, kept=kept)
+    found = [{"seed": seed} | {str(damping): done[f"{seed}/{damping}"] for damping in DAMPINGS} for seed in seeds]
+    lds = {str(n): _mean([done[f"{seed}/logistic/{n}"] for seed in seeds]) for n in LOGISTIC_ROWS}
+    closed = {"ridge": _mean([done[f"{seed}/ridge"] for seed in seeds]), "logistic_lds": lds}
     means = {str(damping): _mean([one[str(damping)] for one in found]) for damping in DAMPINGS}
     result = {**means, **closed, "by_seed": found, "expected": EXPECTED, "size": vars(size)}
     return rounded({**result, "accepted": accepted(result)})
@@ -124,7 +128,7 @@ def show(result: dict[str, Any]) -> None:
 # --------------------------------------------------------------------------------------------------------- the network
 
 
-def network(size: Size, seed: int) -> dict[str, Any]:
+def network(size: Size, seed: int, damping: float) -> dict[str, Any]:
     net = Tanh((6, 12, 12, 1))
     rng = np.random.default_rng((seed, 0))
     x_NI, queries_QI = (torch.from_numpy(rng.normal(size=(n, 6))) for n in (size.rows, size.queries))
@@ -141,7 +145,7 @@ def network(size: Size, seed: int) -> dict[str, Any]:
         "cold, same start": retrained(model, kept_MN, descent, starts=[first_D]),
         "warm": retrained(model, kept_MN, descent),
     }
-    return {"seed": seed} | {str(damping): judged(model, kept_MN, trainings, damping) for damping in DAMPINGS}
+    return judged(model, kept_MN, trainings, damping)
 
 
 def judged(model: SmallModel, kept_MN: np.ndarray, trainings: dict[str, Truth], damping: float) -> dict[str, Any]:

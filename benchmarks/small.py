@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,10 +19,12 @@ from scipy.stats import pearsonr, rankdata
 from torch import Tensor
 
 from headwater.index.atomic import write_json
+from headwater.progress import track
 from headwater.truth.objective import SmallModel, half_square, total
 from headwater.truth.optimum import Minimiser
 from headwater.types import Block, Layout, Truth
 
+RATE = 0.03  # of Adam at its start
 CONSTANT = 1e-9  # a spread below this share of the largest value is rounding, not an effect
 
 
@@ -67,6 +69,27 @@ def at_minimum(model: SmallModel, minimise: Minimiser) -> SmallModel:
     if not reached.usable:
         raise RuntimeError(f"training ended {reached.status} at a gradient norm of {reached.gradient_norm:.3g}")
     return replace(model, start_D=reached.theta_D)
+
+
+def trained_together(
+    net: Tanh, x_NI: Tensor, y_N: Tensor, kept_SN: np.ndarray, seeds_S: Sequence[int | Sequence[int]], *, steps: int, decay: float = 0.0
+) -> Tensor:
+    """[S, D] as many networks, each on its kept rows from its own start: cross-entropy in the mean over them, by Adam over all at once.
+
+    Adam treats every number by itself, so the trainings do not know of each other.
+    """
+    theta_SD = torch.stack([net.drawn(seed) for seed in seeds_S]).requires_grad_(True)
+    weights_SN = torch.from_numpy(kept_SN / kept_SN.sum(1, keepdims=True))
+    optimizer = torch.optim.Adam([theta_SD], lr=RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=steps)
+    for _ in range(steps):
+        logits_SNO = torch.func.vmap(net, in_dims=(0, None))(theta_SD, x_NI)
+        losses_SN = -logits_SNO.log_softmax(-1)[:, torch.arange(len(y_N)), y_N]
+        optimizer.zero_grad()
+        ((weights_SN * losses_SN).sum() + decay / 2 * theta_SD.square().sum()).backward()
+        optimizer.step()
+        schedule.step()
+    return theta_SD.detach()
 
 
 # --------------------------------------------------------------------------------------------------- exact derivatives
@@ -174,19 +197,19 @@ def mean_agreement(found_QM: np.ndarray, truth_QM: np.ndarray) -> dict[str, Any]
     return {**means, "undetermined": len(each) - len(known), "removals": int(measured_M.sum())}
 
 
-def by_seed(seeds: Iterable[int], one: Callable[[int], dict[str, Any]], *, kept: Path | None = None) -> list[dict[str, Any]]:
-    """`one(seed)` of each seed. `kept` is a file of finished seeds: what stands there is not computed again, each is added as it ends."""
+def resumed(jobs: Mapping[str, Callable[[], Any]], *, kept: Path | None = None) -> dict[str, Any]:
+    """Each job's result by its name. `kept` is a file of finished jobs: what stands there is not done again, and each is added as it ends."""
     known: dict[str, Any] = json.loads(kept.read_text()) if kept is not None and kept.exists() else {}
-    for seed in seeds:
-        if str(seed) not in known:
-            known[str(seed)] = one(seed)
+    for name, job in track(jobs.items(), total=len(jobs), description="parts"):
+        if name not in known:
+            known[name] = job()
             if kept is not None:
                 write_json(kept, known)
-    return [known[str(seed)] for seed in seeds]
+    return {name: known[name] for name in jobs}
 
 
 def typed(name: str) -> str:
-    """The command that was given, but for the file of finished seeds."""
+    """The command that was given, but for the file of finished parts."""
     words = iter(sys.argv[1:])
     shown = [word for word in words if not (word == "--kept" and next(words))]
     return " ".join(["python", "-m", f"benchmarks.{name}", *shown])
