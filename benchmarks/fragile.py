@@ -2,12 +2,12 @@
 
     python -m benchmarks.fragile [--json] [--seeds 4] [--depths 1 2 4 6] [--removals 16] [--starts 1] [--kept F]
 
-Three Gaussian classes in the plane, 120 points; a tanh network of width 5 and depth 1, 2, 4 and 6, with and without weight decay, is trained by
-L-BFGS until its gradient is below 1e-9. For the test point of the largest loss, the influence of every row with the exact Hessian plus
-.001; the 16 rows of largest influence are left out one by one, and training goes on from the optimum to as small a gradient. Agreement
-over the 16 is Pearson, Spearman and the slope of truth on estimate. It is undetermined, and in no mean, where a training did not reach
-its end (in 5,000 steps, 300 without decay), the optimum is a saddle, or nothing moved. Where the trainings did not reach their end,
-what they reached is compared all the same, as the literature does, under "stopped". Noise: the same removals after other
+Three Gaussian classes in the plane, 120 points; a tanh network of width 5 and depth 1, 2, 4 and 6, with and without weight decay, is
+trained by L-BFGS until its gradient is below 1e-9. For the test point of the largest loss, the influence of every row with the exact
+Hessian plus .001; the 16 rows of largest influence are left out one by one, and training goes on from the optimum to as small a gradient.
+Agreement over the 16 is Pearson, Spearman and the slope of truth on estimate. It is undetermined, and in no mean, where a training did not
+reach its end (in 5,000 steps, 300 without decay), the optimum is a saddle, or nothing moved. Where the trainings did not reach their end,
+what they reached is compared all the same, as the literature does, under "stopped". Noise: removals of the strongest rows after other
 initialisations, the spread of an effect over its size. Ridge and softmax regression in the same harness say that the harness is sound.
 Protocol after Basu, Pope and Feizi 2021 (arXiv 2006.14651).
 

@@ -198,7 +198,7 @@ def mean_agreement(found_QM: np.ndarray, truth_QM: np.ndarray) -> dict[str, Any]
 
 
 def resumed(jobs: Mapping[str, Callable[[], Any]], *, kept: Path | None = None) -> dict[str, Any]:
-    """Each job's result by its name. `kept` is a file of finished jobs: what stands there is not done again, and each is added as it ends."""
+    """Each job's result by its name. `kept` is a file of finished jobs: what stands there is not done again, each is added as it ends."""
     known: dict[str, Any] = json.loads(kept.read_text()) if kept is not None and kept.exists() else {}
     for name, job in track(jobs.items(), total=len(jobs), description="parts"):
         if name not in known:
