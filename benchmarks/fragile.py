@@ -83,8 +83,8 @@ def main() -> None:
 
 
 def measure(size: Size, *, seeds: Sequence[int], kept: Path | None = None) -> dict[str, Any]:
-    names = ["ridge", "softmax regression", *(cell_name(depth, decay) for depth in size.depths for decay in (DECAY, 0.0))]
-    jobs: dict[str, Callable[[], Any]] = {f"{seed}/{name}": partial(cell, size, seed, name) for seed in seeds for name in names}
+    names = ["ridge", "softmax regression", *(cell_name(depth, decay) for decay in (DECAY, 0.0) for depth in size.depths)]
+    jobs: dict[str, Callable[[], Any]] = {f"{seed}/{name}": partial(cell, size, seed, name) for name in names for seed in seeds}
     jobs |= {f"noise/{name}": partial(noise, size, min(seeds), name) for name in names if name.endswith(", decay")}
     done = resumed(jobs, kept=kept)
     found = {name: [done[f"{seed}/{name}"] for seed in seeds] for name in names}

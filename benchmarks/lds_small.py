@@ -1,6 +1,6 @@
 """LDS on scikit-learn's digits: logistic regression and a small network, influence by CG and TRAK against trainings on half the rows.
 
-    python -m benchmarks.lds_small [--json] [--rows 500] [--queries 100] [--subsets 50] [--seeds 2] [--steps 200]
+    python -m benchmarks.lds_small [--json] [--rows 300] [--queries 50] [--subsets 50] [--seeds 2] [--steps 200]
 
 The protocol of the MNIST reference points: half-subsets of the training rows, each trained from the start with several seeds; the score is
 the rank correlation, over subsets, of a query's summed scores and its log-probability, in the mean over queries, with the interval over
@@ -34,7 +34,7 @@ from headwater.progress import say
 from headwater.truth.objective import SmallModel
 from headwater.types import Block, Layout, Member, Scores, Truth, UsageError
 
-PIXELS, CLASSES, HIDDEN, KEPT = 64, 10, 32, 256
+PIXELS, CLASSES, HIDDEN, KEPT = 64, 10, 16, 256
 DECAY = {"logistic regression": 1e-2, "network": 1e-3}
 DAMPINGS = ("1 * mean_eigenvalue", "10 * mean_eigenvalue")
 REFERENCE = {
@@ -45,8 +45,8 @@ REFERENCE = {
 
 @dataclass(frozen=True)
 class Size:
-    rows: int = 500
-    queries: int = 100
+    rows: int = 300
+    queries: int = 50
     subsets: int = 50
     seeds: int = 2
     steps: int = 200
