@@ -5,10 +5,10 @@
 A tanh network 6-12-12-1 learns 150 points by 300 steps of gradient descent: it is not at its minimum, which is the point. For 25 removals
 and 20 queries (the network's output) there are: trainings from another initialisation and from the same one (cold), from the final
 weights (warm, 300 steps more), the proximal response, PBRF, the exact `(G + damping)^-1`, and LiSSA. At damping .01 the estimate has to be
-near PBRF and far from cold training; at .001 a removed row is too large a step, and the table has to show it; LiSSA cut short after
-three steps has to move the solver's gap alone. Correlations are over removals, in the mean over queries and seeds. Beside it, ridge
-regression, where influence over one less the leverage is leave-one-out, and softmax regression, where influence predicts half-subsets,
-the better the more rows there are: what it leaves out is of second order.
+near PBRF and far from cold training; at .001 (the first seed only) a removed row is too large a step, and the table has to show it; LiSSA
+cut short after three steps has to move the solver's gap alone. Correlations are over removals, in the mean over queries and seeds.
+Beside it, ridge regression, where influence over one less the leverage is leave-one-out, and softmax regression, where influence predicts
+half-subsets, the better the more rows there are: what it leaves out is of second order.
 
 N rows · M removals · Q queries · S subsets · D parameters
 """
@@ -91,21 +91,28 @@ def main() -> None:
 def measure(size: Size, *, seeds: Sequence[int], kept: Path | None = None) -> dict[str, Any]:
     jobs: dict[str, Callable[[], Any]] = {}
     for seed in seeds:
-        jobs |= {f"{seed}/{damping}": partial(network, size, seed, damping) for damping in DAMPINGS}
+        jobs |= {f"{seed}/{damping}": partial(network, size, seed, damping) for damping in dampings(seed, seeds)}
         jobs |= {f"{seed}/ridge": partial(ridge, size, seed=seed)}
         jobs |= {f"{seed}/logistic/{n}": partial(logistic, replace(size, rows=n), seed=seed) for n in LOGISTIC_ROWS}
     done = resumed(jobs, kept=kept)
-    found = [{"seed": seed} | {str(damping): done[f"{seed}/{damping}"] for damping in DAMPINGS} for seed in seeds]
+    found = [{"seed": seed} | {str(damping): done[f"{seed}/{damping}"] for damping in dampings(seed, seeds)} for seed in seeds]
     lds = {str(n): _mean([done[f"{seed}/logistic/{n}"] for seed in seeds]) for n in LOGISTIC_ROWS}
     closed = {"ridge": _mean([done[f"{seed}/ridge"] for seed in seeds]), "logistic_lds": lds}
-    means = {str(damping): _mean([one[str(damping)] for one in found]) for damping in DAMPINGS}
-    result = {**means, **closed, "by_seed": found, "expected": EXPECTED, "size": vars(size)}
+    means = {str(damping): _mean([one[str(damping)] for one in found if str(damping) in one]) for damping in DAMPINGS}
+    main_one = means[str(DAMPINGS[0])]["pearson"]
+    heads = {"pearson_with_pbrf": main_one["pbrf"], "pearson_with_cold_training": main_one["cold"]}
+    result = {**heads, **means, **closed, "by_seed": found, "expected": EXPECTED, "size": vars(size)}
     return rounded({**result, "accepted": accepted(result)})
+
+
+def dampings(seed: int, seeds: Sequence[int]) -> tuple[float, ...]:
+    """The small damping, whose minimisations are long, on the first seed only."""
+    return DAMPINGS if seed == seeds[0] else DAMPINGS[:1]
 
 
 def accepted(result: dict[str, Any]) -> dict[str, bool]:
     """What was asked for, each with whether it was reached: the mean over seeds where a correlation is meant."""
-    main_one, each = result["0.01"], [one[str(damping)] for one in result["by_seed"] for damping in DAMPINGS]
+    main_one, each = result["0.01"], [one[name] for one in result["by_seed"] for name in one if name != "seed"]
     return {
         "telescoping 1e-10, every seed and damping": all(one["telescoping_error"] <= TELESCOPES for one in each),
         "Pearson with PBRF >= .85": main_one["pearson"]["pbrf"] >= CLOSE,
@@ -230,11 +237,16 @@ def _sampled(rng: np.random.Generator, p_NO: np.ndarray) -> np.ndarray:
 
 
 def _mean(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean over seeds of the numbers at the same place; text and lists stay with their seeds."""
-    first = found[0]
-    numbers = {key for key, value in first.items() if isinstance(value, int | float | dict)}
-    return {key: _mean([one[key] for one in found]) if isinstance(first[key], dict) else float(np.mean([one[key] for one in found]))
-            for key in first if key in numbers}  # fmt: skip
+    """The mean over seeds of the numbers at the same place, None (undetermined) left out; text and lists stay with their seeds."""
+    keys = [key for key, value in found[0].items() if not isinstance(value, str | list)]
+    return {key: _mean_of([one[key] for one in found]) for key in keys}
+
+
+def _mean_of(values: list[Any]) -> Any:
+    known = [value for value in values if value is not None]
+    if known and isinstance(known[0], dict):
+        return _mean(known)
+    return float(np.mean(known)) if known else None
 
 
 if __name__ == "__main__":
