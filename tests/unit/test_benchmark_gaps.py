@@ -1,0 +1,188 @@
+"""The benchmarks of small models at sizes that take seconds: every figure is there, and what has to hold at any size holds."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from benchmarks import fragile, lds_small, pbrf, removal, small
+
+from headwater.curvature import Fisher
+from headwater.progress import quiet
+from headwater.truth.optimum import LBFGS, Descent, Reached
+from headwater.types import UsageError
+
+GAPS = pbrf.Size(rows=60, steps=40, removals=4, queries=3, subsets=6)
+
+
+@pytest.fixture(scope="module")
+def found() -> dict:
+    patch = pytest.MonkeyPatch()
+    patch.setattr(pbrf, "LOGISTIC_ROWS", (40,))
+    patch.setattr(pbrf, "DAMPINGS", (0.1,))
+    patch.setattr(pbrf, "accepted", lambda result: {})
+    with quiet():
+        yield pbrf.measure(GAPS, seeds=[0])
+    patch.undo()
+
+
+def test_the_five_gaps_add_up_on_a_network(found: dict) -> None:
+    one = found["by_seed"][0]["0.1"]
+    assert one["n"] == 4 * 3
+    assert one["telescoping_error"] <= 1e-10
+    assert set(one["sizes"]) == {"warm_start", "proximity", "non_convergence", "linearisation", "solver_error"}
+    assert set(one["pearson"]) == {"cold", "cold, same start", "warm", "proximal", "pbrf"}
+    assert one["pearson"]["pbrf"] > 0.8
+
+
+def test_a_broken_solver_moves_its_own_gap_only(found: dict) -> None:
+    one = found["by_seed"][0]["0.1"]
+    assert one["broken"]["others_moved"] == 0
+    assert one["broken"]["solver_error"] > 10 * one["sizes"]["solver_error"]
+
+
+def test_ridge_is_exact_and_softmax_regression_ranks_halves(found: dict) -> None:
+    assert found["ridge"]["largest_relative_error"] < 1e-6
+    assert found["ridge"]["without the leverage"] > 1e-3
+    assert found["logistic_lds"]["40"]["lds"] > 0.5
+
+
+def test_finished_parts_are_not_done_again(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def jobs(*names: str) -> dict:
+        return {name: lambda name=name: done.append(name) or {"name": name} for name in names}
+
+    small.resumed(jobs("a", "b"), kept=tmp_path / "kept.json")
+    assert small.resumed(jobs("a", "b", "c"), kept=tmp_path / "kept.json") == {name: {"name": name} for name in "abc"}
+    assert done == ["a", "b", "c"]
+    assert set(json.loads((tmp_path / "kept.json").read_text())) == {"a", "b", "c"}
+
+
+# ------------------------------------------------------------------------------------------------------- shared parts
+
+
+def test_root_rows_have_the_gauss_newton_matrix() -> None:
+    """Of softmax regression the Gauss-Newton matrix is the Hessian; so what solves on stored rows solves on it."""
+    net, generator = small.Tanh((3, 4)), torch.Generator().manual_seed(0)
+    x_NI, y_N = torch.randn(9, 3, generator=generator, dtype=torch.float64), torch.arange(9) % 4
+    model = small.SmallModel(lambda t: net(t, x_NI), small.cross_entropy(y_N), lambda t: net(t, x_NI)[:2, 0], net.drawn(1))
+    source = small.RootRows.of(model)
+    torch.testing.assert_close(source.matrix(), small.hessian(model), rtol=1e-8, atol=1e-10)
+    fisher, b_KD = Fisher(0.1, joint=True), small.query_gradients(model)
+    expected_KD = torch.linalg.solve(small.hessian(model) + 0.1 * torch.eye(net.size).double(), b_KD.T).T
+    torch.testing.assert_close(fisher.solve(fisher.fit(source), source, b_KD).value, expected_KD, rtol=1e-7, atol=1e-9)
+
+
+def test_networks_trained_together_are_trained_apart() -> None:
+    net, rng = small.Tanh((3, 4, 2)), np.random.default_rng(0)
+    x_NI, y_N = torch.from_numpy(rng.normal(size=(12, 3))), torch.arange(12) % 2
+    kept_SN = np.stack([np.ones(12, dtype=bool), np.arange(12) < 6])
+    both_SD = small.trained_together(net, x_NI, y_N, kept_SN, [1, 2], steps=20, decay=0.01)
+    for s in range(2):
+        alone_SD = small.trained_together(net, x_NI[kept_SN[s]], y_N[kept_SN[s]], np.ones((1, kept_SN[s].sum()), dtype=bool), [s + 1],
+                                          steps=20, decay=0.01)  # fmt: skip
+        torch.testing.assert_close(both_SD[s], alone_SD[0], rtol=1e-6, atol=1e-8)
+    assert (both_SD[0] - net.drawn(1)).abs().max() > 0.1
+
+
+def test_agreement_is_undetermined_where_a_side_does_not_vary() -> None:
+    ramp_M = np.arange(6.0)
+    assert small.agreement(ramp_M, 2 * ramp_M) == pytest.approx({"pearson": 1, "spearman": 1, "slope": 2})
+    for other_M in (np.ones(6), np.full(6, np.nan), np.zeros(6), 5 + 1e-12 * ramp_M):
+        assert small.agreement(ramp_M, other_M) is None
+        assert small.agreement(other_M, ramp_M) is None
+    assert small.agreement(ramp_M[:2], ramp_M[:2]) is None
+    both = small.mean_agreement(np.stack([ramp_M, ramp_M]), np.stack([ramp_M, np.ones(6)]))
+    assert (both["pearson"], both["undetermined"]) == (pytest.approx(1), 1)
+
+
+def test_training_that_does_not_end_is_an_error() -> None:
+    net = small.Tanh((3, 2))
+    x_NI, y_N = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64), torch.arange(6) % 2
+    model = small.SmallModel(lambda t: net(t, x_NI), small.cross_entropy(y_N), lambda t: net(t, x_NI)[:1, 0], net.drawn(0), decay=0.01)
+    with pytest.raises(RuntimeError, match="max_steps"):
+        small.at_minimum(model, LBFGS(max_steps=1))
+    assert isinstance(Descent(1, 0.1)(lambda t: model.loss(t, torch.ones(6).double()), model.start_D), Reached)
+
+
+# ------------------------------------------------------------------------------------------------------------- fragile
+
+
+def test_depth_and_decay_have_a_cell_each() -> None:
+    with quiet():
+        result = fragile.measure(fragile.Size(rows=30, depths=(1,), removals=5, starts=1), seeds=[0])
+    cells = result["cells"]
+    assert set(cells) == {"ridge", "softmax regression", "depth 1, decay", "depth 1"}
+    assert cells["ridge"]["spearman"] > 0.8
+    assert cells["depth 1, decay"]["noise"]["starts"] == 2
+    assert cells["depth 1, decay"]["lam_max"] > cells["depth 1, decay"]["lam_min"] > 0
+    assert result["accepted"]["decay better at depth 4"] == "undetermined"
+    for cell in cells.values():
+        assert cell["seeds"] + len(cell["undetermined"]) == 1
+        assert cell["seeds"] or cell["spearman"] is None
+
+
+def test_a_cell_without_figures_is_in_no_mean() -> None:
+    good = {"agreement": {"spearman": 0.5, "pearson": 0.4, "slope": 1.0}, "undetermined": None, "stopped": None,
+            "lam_min": 0.1, "lam_max": 1.0}  # fmt: skip
+    bad = good | {"agreement": None, "undetermined": "nothing moved", "stopped": {"spearman": -1.0, "pearson": -1.0, "slope": -1.0}}
+    cell = fragile.summary([good, bad])
+    assert (cell["spearman"], cell["seeds"], cell["undetermined"]) == (0.5, 1, ["nothing moved"])
+    assert cell["spearman_by_seed"] == [0.5, "undetermined"]
+    assert cell["stopped"]["spearman"] == -1.0
+    none = fragile.summary([bad])
+    assert none["spearman"] is None
+    cells = {"depth 2, decay": cell, "depth 2": none}
+    assert fragile.accepted(cells)["decay better at depth 2"] == "undetermined; by stopped trainings True"
+    assert fragile.accepted(cells)["depth 1 with decay >= .75"] == "undetermined"
+
+
+def test_what_did_not_move_is_said() -> None:
+    ramp_M = np.arange(5.0)
+    assert fragile.still(ramp_M, ramp_M, 0.1) == ""
+    assert "saddle" in fragile.still(ramp_M, ramp_M, -0.1)
+    assert "nothing moved" in fragile.still(1e-12 * ramp_M, ramp_M, 0.1)
+    assert "nothing moved" in fragile.still(ramp_M, np.ones(5), 0.1)
+
+
+# ---------------------------------------------------------------------------------------------------------- lds, removal
+
+
+def test_lds_of_digits_by_each_method() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(80) % 10
+    pixels = np.eye(10)[labels] @ rng.normal(size=(10, 64)) + 0.5 * rng.normal(size=(80, 64))
+    size = lds_small.Size(rows=60, queries=6, subsets=8, seeds=2, steps=30, ensemble=2)
+    with quiet():
+        result = lds_small.measure(size, data=(pixels, labels))
+    for model in ("logistic regression", "network"):
+        assert {"cg, the default", "cg, the weight decay", "trak_1", "trak_2", "random", "ceiling"} <= set(result[model])
+        assert all(-1 <= one["lds"] <= 1 for one in result[model].values())
+        assert sum("best_of_the_dampings" in one for one in result[model].values()) == 1
+    assert result["logistic regression"]["cg, the weight decay"]["lds"] > 0.4
+
+
+def test_without_scikit_learn_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(UsageError, match="pip install -c constraints"):
+        lds_small.digits()
+
+
+def test_removal_designs_are_each_querys_own() -> None:
+    size = removal.Size(rows=30, queries=2, seeds=5, draws=2, steps=20)
+    scores, truth = removal.tables(size, world=0)
+    assert truth.outcomes_DSQ.shape == (1 + 2 * 3 + 2, 5, 2)
+    for q in range(2):
+        gone = np.flatnonzero(~truth.kept_DN[truth.designs.index(f"most/3/{q}")])
+        assert set(gone) == set(np.argsort(-scores.values_QN[q])[:3])
+    world = removal.one_world(size, world=0)
+    assert world["status"] in ("ok", "fail", "unknown")
+    assert {point["pick"] for point in world["points"]} == {"none", "most", "least", "zero", "random"}
+    assert all(math.isfinite(point["change"]) for point in world["points"])
