@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import linregress, pearsonr, spearmanr
 
+from headwater.evaluate import lds
 from headwater.evaluate.agreement import CELLS, Kind, agreement
 from headwater.evaluate.lds import (
     agreements,
@@ -308,3 +311,22 @@ def test_differences_and_slopes_are_covered() -> None:
             held[name] += low <= truth <= high
     assert 0.9 <= held["difference"] / 200 <= 0.99
     assert 0.9 <= held["slope"] / 200 <= 0.99
+
+
+@given(st.integers(2, 9))
+def test_splits_are_disjoint_halves_and_none_comes_twice(n_seeds: int) -> None:
+    found = lds._splits(n_seeds)
+    assert 1 <= len(found) <= 2 * lds.SPLITS
+    assert len({(tuple(one), tuple(other)) for one, other in found}) == len(found)
+    for one, other in found:
+        assert len(one) == len(other) == n_seeds // 2
+        assert not set(one) & set(other)
+
+
+def test_an_interval_holds_the_value_that_it_is_given_with() -> None:
+    """Near 1 the bias of a correlation over few designs is larger than the interval is wide."""
+    rng = np.random.default_rng(5)
+    expected_DQ = rng.normal(size=(24, 200))
+    figure = two_way_figure(agreement(expected_DQ, expected_DQ + 0.1 * rng.normal(size=(24, 200)), kind="spearman"), correlation=True)
+    assert figure.interval is not None
+    assert figure.interval[0] <= figure.value <= figure.interval[1]

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from headwater.truth.bank import noise_ceiling, read_bank, splits, write_bank
+from headwater.truth.bank import noise_ceiling, read_bank, write_bank
 from headwater.types import DataError, IntegrityError, Truth
 
 
@@ -77,17 +75,6 @@ def test_a_damaged_bank_is_refused(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- the ceiling
-
-
-@given(st.integers(2, 12))
-def test_splits_are_disjoint_halves_and_none_comes_twice(n_seeds: int) -> None:
-    found = splits(n_seeds)
-    assert 1 <= len(found) <= 50
-    assert len(set(found)) == len(found)
-    for one, other in found:
-        assert len(one) == len(other) == n_seeds // 2
-        assert not set(one) & set(other)
-    assert found == splits(n_seeds)
 
 
 @pytest.mark.parametrize("noise", [0.3, 1.0, 3.0])

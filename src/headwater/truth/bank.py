@@ -3,26 +3,26 @@
     bank.npz     outcomes_DSQ, kept_DN, diverged_DS, seeds, train_ids, query_ids, designs: plain arrays, nothing pickled
     bank.json    format, kind, unit, recipe, noise ceiling, and the checksum of bank.npz: it is written last
 
-D designs · S seeds · Q queries · N training rows · H seeds of a half
+D designs · S seeds · Q queries · N training rows
 """
 
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import xxhash
-from scipy.stats import rankdata
 
 from headwater.atomic import read_json, write_atomically, write_json
+from headwater.evaluate import lds
 from headwater.types import DataError, IntegrityError, Truth, TruthKind
 
 FORMAT = 1
 ARRAYS, ABOUT = "bank.npz", "bank.json"
-MOST_SPLITS = 50  # ways to halve the seeds that are looked at
 FEWEST_DESIGNS = 3  # two are in perfect rank order or in perfect disorder, whatever they are
 
 
@@ -99,50 +99,10 @@ def _diverged(truth: Truth) -> np.ndarray:
     return np.zeros(truth.outcomes_DSQ.shape[:2], dtype=bool) if truth.diverged_DS is None else truth.diverged_DS.astype(bool)
 
 
-# -------------------------------------------------------------------------------------------------------- the ceiling
-
-
 def noise_ceiling(outcomes_DSQ: np.ndarray) -> float | None:
-    """The Spearman correlation with these outcomes that perfect knowledge of their expectation over seeds would reach, mean over queries.
+    """The Spearman correlation with these outcomes that knowing their expectation over seeds would reach: `evaluate.lds.noise_ceiling`.
 
-    The seeds are split into two halves of H; r is the Spearman correlation over designs between the means of the halves, mean over splits
-    and queries. By Spearman and Brown the mean over all S seeds has the reliability `R = m r / (1 + (m - 1) r)`, m = S / H, and the truth
-    correlates with it by at most `sqrt(R)`; 0 where r is not positive. Exact for Pearson's correlation, close for ranks.
-
-    Designs with an outcome that is not finite are left out of that query. None with one seed, or with fewer than three designs: then
-    nothing is known of the noise. Cost: at most 50 splits x Q sorts of D.
+    None with one seed, with fewer than three designs, or where the outcomes do not differ: then nothing is known of the noise.
     """
-    n_designs, n_seeds, n_queries = outcomes_DSQ.shape
-    if n_seeds < 2 or n_designs < FEWEST_DESIGNS:
-        return None
-    r = [_mean_spearman(outcomes_DSQ[:, :, q], splits(n_seeds)) for q in range(n_queries)]
-    known = [value for value in r if value is not None]
-    return stepped_up(float(np.mean(known)), n_seeds / (n_seeds // 2)) if known else None
-
-
-def stepped_up(r: float, m: float) -> float:
-    """`sqrt(m r / (1 + (m - 1) r))`: the ceiling from the correlation of two parts, each a 1/m of the whole."""
-    return float(np.sqrt(max(0.0, m * r / (1 + (m - 1) * r)))) if r > 0 else 0.0
-
-
-def splits(n_seeds: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Pairs of disjoint halves of the seeds' positions, at most `MOST_SPLITS`, always the same; with an odd number one seed stays out."""
-    half, rng = n_seeds // 2, np.random.default_rng(0)
-    orders = [rng.permutation(n_seeds).tolist() for _ in range(MOST_SPLITS)]
-    pairs = {tuple(sorted((tuple(sorted(order[:half])), tuple(sorted(order[half : 2 * half]))))) for order in orders}
-    return [(one, other) for one, other in sorted(pairs)]
-
-
-def _mean_spearman(outcomes_DS: np.ndarray, halves: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> float | None:
-    """Mean over splits; None where too few designs are known, or their outcomes do not differ."""
-    known_DS = outcomes_DS[np.isfinite(outcomes_DS).all(1)]
-    if len(known_DS) < FEWEST_DESIGNS:
-        return None
-    found = [_spearman(known_DS[:, list(one)].mean(1), known_DS[:, list(other)].mean(1)) for one, other in halves]
-    return float(np.mean(found)) if np.isfinite(found).all() else None
-
-
-def _spearman(x_D: np.ndarray, y_D: np.ndarray) -> float:
-    if not np.ptp(x_D) or not np.ptp(y_D):
-        return float("nan")
-    return float(np.corrcoef(rankdata(x_D), rankdata(y_D))[0, 1])
+    figure = lds.noise_ceiling(outcomes_DSQ) if len(outcomes_DSQ) >= FEWEST_DESIGNS else None
+    return None if figure is None or not math.isfinite(figure.value) else figure.value
