@@ -327,7 +327,7 @@ def evaluate(
 
 
 def read_bank(path: str | Path) -> Truth:
-    from headwater.truth.bank import read_bank as read  # pyright: ignore[reportMissingImports]
+    from headwater.truth.bank import read_bank as read
 
     return read(Path(path))
 

@@ -326,7 +326,7 @@ def evaluate(
 
     truth = None
     if bank is not None:
-        from headwater.truth.bank import read_bank  # pyright: ignore[reportMissingImports]
+        from headwater.truth.bank import read_bank
 
         truth = read_bank(bank)
     tables = Tables(train_labels, query_labels, label_column, mislabelled)
