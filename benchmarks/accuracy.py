@@ -46,11 +46,16 @@ EXACT: dict[str, dict[str, Any]] = {
     "identity": {},
     "kfac": {},
     "ekfac": {},
+    "ekfac_empirical": {"labels": "true"},
+    "ekfac_two_labels": {"basis_labels": "true"},
     "ekfac_cg": {},
     "fisher": {},
     "fisher_joint": {"joint": True},
     "datainf": {},
 }
+
+
+NAMES = ("identity", "kfac", "ekfac_cg", "ekfac", "fisher", "datainf")
 
 
 def named(examples: list[Example], name: str) -> list[Example]:
@@ -132,20 +137,23 @@ def agreement(scores_QN: np.ndarray, exact_QN: np.ndarray) -> float:
 
 
 def scores(name: str, options: dict[str, Any], index: LiveIndex, asked: LiveQueries) -> tuple[np.ndarray, dict[str, Any]]:
-    method = Influence(get(name.removesuffix("_joint"), **options), mode="exact")
+    method = Influence(get(next(known for known in NAMES if name.startswith(known)), **options), mode="exact")
     found = method.score(method.fit(index), index, asked)
     return found.values_QN, found.provenance["solve"]
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with quiet():
-        exact_QN, _, residual = reference(arguments.rows, arguments.queries, minutes=arguments.minutes)
-        np.savez(REFERENCE, scores_QN=exact_QN, rows=arguments.rows, queries=arguments.queries, residual=residual)
-        index, asked = sides(arguments.rows, arguments.queries, torch.float32)
+        if not arguments.kept:
+            exact_QN, _, residual = reference(arguments.rows, arguments.queries, minutes=arguments.minutes)
+            np.savez(REFERENCE, scores_QN=exact_QN, rows=arguments.rows, queries=arguments.queries, residual=residual)
+        with np.load(REFERENCE) as kept:
+            exact_QN, residual = kept["scores_QN"], float(kept["residual"])
+        index, asked = sides(exact_QN.shape[1], exact_QN.shape[0], torch.float32)
         found = {name: scores(name, options, index, asked) for name, options in EXACT.items()}
     return {
-        "rows": arguments.rows,
-        "queries": arguments.queries,
+        "rows": exact_QN.shape[1],
+        "queries": exact_QN.shape[0],
         "reference_residual": residual,
         "spearman": {name: round(agreement(values_QN, exact_QN), 4) for name, (values_QN, _) in found.items()},
         "solves": {name: solve for name, (_, solve) in found.items()},
@@ -158,6 +166,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--queries", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=60, help="after which the reference is taken as it is, its residual beside it")
+    parser.add_argument("--kept", action="store_true", help="take the reference that is kept, and score against it")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -89,7 +89,7 @@ OF_A_MODEL: list[tuple[dict[str, Any], Sequence[str]]] = [
 
 @pytest.mark.parametrize(("options", "include"), OF_A_MODEL, ids=[options["name"] for options, _ in OF_A_MODEL])
 def test_curvature_of_a_language_model(options: dict[str, Any], include: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headwater.gradient.live._give_back_memory", lambda: None)  # a second for each pass over four rows
+    monkeypatch.setattr("headwater.gradient.live.give_back_memory", lambda: None)  # a second for each pass over four rows
     outcomes = check_curvature(curvature.get(**options), source=functools.partial(tiny_rows, include=include), n_rows=4)
     assert {outcome.status for outcome in outcomes} == {"passed"}
     assert len(outcomes) == 15

@@ -24,7 +24,7 @@ from tests.exact.test_live_source import examples_of, gathered
 
 @pytest.fixture(autouse=True)
 def _keep_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headwater.gradient.live._give_back_memory", lambda: None)  # a second for each pass over three rows
+    monkeypatch.setattr("headwater.gradient.live.give_back_memory", lambda: None)  # a second for each pass over three rows
 
 
 def live_pair(session: Session, source: LiveSource, layout: Layout) -> tuple[LiveIndex, LiveQueries, Tensor]:

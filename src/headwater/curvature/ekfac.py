@@ -30,9 +30,11 @@ class EKFAC:
     """`C = (Q_S (x) Q_A) diag(E_n[(Q_S' G_n Q_A)^2]) (Q_S (x) Q_A)'` per block, Q_S and Q_A the eigenvectors of K-FAC's S and A.
 
     George et al. 2018, eq. 10; Grosse et al. 2023, eq. 18-21, whose damping is the default. Among all matrices diagonal in that basis
-    it is the closest to the Fisher matrix of the same gradients, so never further from it than K-FAC. `labels` "sampled" makes it the true
-    Fisher (the Gauss-Newton matrix), "true" the empirical one. Where the source is stored rows, the basis is that of the rows' own second
-    moments: curvature of the sketch, in the sketch.
+    it is the closest to the Fisher matrix of the same gradients, so never further from it than K-FAC in that basis. `labels` "sampled"
+    makes its eigenvalues those of the true Fisher (the Gauss-Newton matrix), "true" of the empirical one. `basis_labels`, if given, are
+    those of the basis: with "true" beside sampled eigenvalues no draw measures the basis that it chose, which on few rows makes the
+    eigenvalues too large and the ranking worse (where positions are fewer than a side is long, the basis is then arbitrary). Where the
+    source is stored rows, the basis is that of the rows' own second moments: curvature of the sketch, in the sketch.
 
     `precision` is that of the products that are averaged over rows and positions; "auto" is bfloat16 where the processor is fast at it.
 
@@ -41,6 +43,7 @@ class EKFAC:
 
     damping: float | str = RULE
     labels: Labels = "sampled"
+    basis_labels: Labels | None = None
     precision: Precision = "auto"
 
     name = "ekfac"
@@ -49,7 +52,7 @@ class EKFAC:
     cost = "two passes over the rows (stored: two scans), eigendecompositions"
 
     def fit(self, source: Source) -> State:
-        state = dict(fit_bases(source, self.labels, precision_over(source, self.precision)))
+        state = dict(fit_bases(source, self.basis_labels or self.labels, precision_over(source, self.precision)))
         eigenvalues_D = corrected_eigenvalues(state, source, self.labels, self.precision)
         means = [part.double().mean() for part in source.layout.split(eigenvalues_D).values()]
         return {**state, "eigenvalues": eigenvalues_D, "damping": Damping.parse(self.damping).resolve(torch.stack(means))}

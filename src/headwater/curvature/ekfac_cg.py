@@ -26,7 +26,7 @@ class EKFACCG:
     damping: float | str = RULE
     labels: Labels = "sampled"
     tolerance: float = 0.01
-    max_steps: int = 20
+    max_steps: int = 40
     precision: Precision = "auto"
 
     name = "ekfac_cg"
