@@ -53,11 +53,10 @@ def training_loss(objective: Objective, weights_N: Tensor) -> Smooth:
     def value(theta_D: Tensor) -> Pair:
         return total(objective.loss(theta_D, weights_N), half_square(theta_D, objective.decay))
 
-    def hessian(theta_D: Tensor) -> Tensor:
-        return of_rows(theta_D, weights_N) + objective.decay * torch.eye(len(theta_D)).to(theta_D)
-
     of_rows = getattr(objective, "hessian", None)
-    return value if of_rows is None else Curved(value, hessian)
+    if of_rows is None:
+        return value
+    return Curved(value, lambda theta_D: of_rows(theta_D, weights_N) + objective.decay * torch.eye(len(theta_D)).to(theta_D))
 
 
 def respond(
