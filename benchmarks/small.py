@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from headwater.index.atomic import write_json
 from scipy.stats import pearsonr, rankdata
 from torch import Tensor
 
+from headwater.atomic import write_json
 from headwater.progress import track
-from headwater.truth.objective import SmallModel, half_square, total
+from headwater.truth.objective import SmallModel
 from headwater.truth.optimum import Minimiser
+from headwater.truth.response import training_loss
 from headwater.types import Block, Layout, Truth
 
 RATE = 0.03  # of Adam at its start
@@ -65,7 +66,7 @@ def cross_entropy(y_N: Tensor) -> Callable[[Tensor], Tensor]:
 def at_minimum(model: SmallModel, minimise: Minimiser) -> SmallModel:
     """The model after training on all rows from where it starts. RuntimeError where the training did not reach its end."""
     weights_N = torch.ones(len(model.train_ids), dtype=torch.float64)
-    reached = minimise(lambda theta_D: total(model.loss(theta_D, weights_N), half_square(theta_D, model.decay)), model.start_D)
+    reached = minimise(training_loss(model, weights_N), model.start_D)
     if not reached.usable:
         raise RuntimeError(f"training ended {reached.status} at a gradient norm of {reached.gradient_norm:.3g}")
     return replace(model, start_D=reached.theta_D)
@@ -107,11 +108,8 @@ def query_gradients(model: SmallModel) -> Tensor:
 
 def hessian(model: SmallModel) -> Tensor:
     """[D, D] of the mean loss, decay included."""
-
-    def objective(theta_D: Tensor) -> Tensor:
-        return model.losses(model.outputs(theta_D)).mean() + model.decay / 2 * theta_D.square().sum()
-
-    return torch.func.hessian(objective)(model.start_D)
+    everything_N = torch.ones(len(model.train_ids), dtype=torch.float64)
+    return model.hessian(model.start_D, everything_N) + model.decay * torch.eye(len(model.start_D), dtype=torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,10 +150,8 @@ class RootRows:
 
 def _output_hessians(model: SmallModel, outputs_NO: Tensor) -> Tensor:
     """[N, O, O]: rows do not mix, so the Hessian of the sum is block by block."""
-    columns = [
-        torch.func.jvp(torch.func.grad(lambda z_NO: model.losses(z_NO).sum()), (outputs_NO,), (one_NO,))[1]
-        for one_NO in torch.eye(outputs_NO.shape[1]).to(outputs_NO)[:, None].expand(-1, len(outputs_NO), -1)
-    ]
+    _, pulled = torch.func.vjp(torch.func.grad(lambda z_NO: model.losses(z_NO).sum()), outputs_NO)
+    columns = [pulled(one_NO)[0] for one_NO in torch.eye(outputs_NO.shape[1]).to(outputs_NO)[:, None].expand(-1, len(outputs_NO), -1)]
     return torch.stack(columns, dim=-1)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -12,10 +14,10 @@ from torch import Tensor
 
 from headwater.progress import quiet
 from headwater.truth.objective import Pair, SmallModel, total, value_and_gradient
-from headwater.truth.optimum import LBFGS, Descent
+from headwater.truth.optimum import LBFGS, Curved, Descent, Newton
 from headwater.truth.pbrf import pbrf
 from headwater.truth.proximal import proximal
-from headwater.truth.response import retrained
+from headwater.truth.response import retrained, training_loss
 from headwater.types import Truth, UsageError
 
 N, WIDTH, QUERIES = 30, 5, 4
@@ -219,6 +221,10 @@ def test_what_cannot_be_meant_is_refused() -> None:
         LBFGS(relative=0, absolute=0)
     with pytest.raises(UsageError, match="at least one step"):
         Descent(0, 0.1)
+    with pytest.raises(UsageError, match="tolerance above 0"):
+        Newton(max_steps=0)
+    with pytest.raises(UsageError, match="without its Hessian"):
+        pbrf(model, kept, damping=1, minimise=Newton())
 
 
 # --------------------------------------------------------------------------------------------------------- minimisers
@@ -250,3 +256,51 @@ def test_a_network_is_trained_to_a_small_gradient() -> None:
     model = SmallModel(*(getattr(softmax(), name) for name in ("outputs", "losses", "queries", "start_D")), decay=0.01)
     trained = at_minimum(model, LBFGS(relative=0, absolute=1e-9, max_steps=5000))
     assert float(trained.loss(trained.start_D, torch.ones(N).double())[1].add(0.01 * trained.start_D).norm()) <= 1e-9
+
+
+def test_the_hessian_of_a_network_is_autograds() -> None:
+    model, weights_N = softmax(), torch.linspace(0, 2, N, dtype=torch.float64)
+    plain = torch.autograd.functional.hessian(lambda t: weights_N @ model.losses(model.outputs(t)) / N, model.start_D)
+    torch.testing.assert_close(model.hessian(model.start_D, weights_N), plain, rtol=1e-10, atol=1e-12)
+    decayed = training_loss(replace(model, decay=0.3), weights_N)
+    assert isinstance(decayed, Curved)
+    torch.testing.assert_close(decayed.hessian(model.start_D) - plain, 0.3 * torch.eye(len(plain)).double(), rtol=1e-10, atol=1e-12)
+
+
+def test_newton_ends_a_quadratic_in_one_step() -> None:
+    model, everything_N = linear(decay=0.1), torch.ones(N, dtype=torch.float64)
+    model = replace(model, start_D=0.1 * model.start_D)  # near enough for a step that no trust region cuts short
+    reached = Newton(relative=1e-10, max_steps=1)(training_loss(model, everything_N), model.start_D)
+    x_NI = RootRows.of(model).rows_RD
+    row_N = row_gradients(model).mean(0) + 0.1 * model.start_D
+    step_D = torch.linalg.solve(x_NI.T @ x_NI / N + 0.1 * torch.eye(WIDTH, dtype=torch.float64), row_N)
+    torch.testing.assert_close(reached.theta_D, model.start_D - step_D, rtol=1e-10, atol=1e-12)
+    assert reached.status == "converged"
+    assert reached.passes < 4 * WIDTH  # a Hessian for the step, one where it ended, no third one
+
+
+def test_newton_ends_where_lbfgs_ends_and_closer() -> None:
+    model = replace(softmax(), decay=0.01)
+    everything = training_loss(model, torch.ones(N, dtype=torch.float64))
+    rough = LBFGS(relative=1e-4)(everything, model.start_D)
+    fine = Newton(relative=0, absolute=1e-12, first=LBFGS(relative=1e-2))(everything, model.start_D)
+    assert (rough.status, fine.status) == ("converged", "converged")
+    assert fine.gradient_norm <= 1e-12
+    assert float(everything(fine.theta_D)[0]) <= float(everything(rough.theta_D)[0])
+    trained = replace(model, start_D=fine.theta_D)
+    kept_DN = without(N, [3, 8])
+    slow, quick = (retrained(trained, kept_DN, way) for way in (LBFGS(relative=0, absolute=1e-10), Newton(relative=0, absolute=1e-10)))
+    torch.testing.assert_close(moved(quick, trained), moved(slow, trained), rtol=1e-6, atol=1e-9)
+
+
+def test_newton_leaves_a_saddle_and_marks_a_slope_without_end() -> None:
+    """`(x^2 - 1)^2 + y^2` begun on its ridge: the gradient alone leads to the saddle at 0."""
+    near_D = torch.tensor([1e-6, 0.5], dtype=torch.float64)
+    reached = Newton()(curved(lambda u: (u[0] ** 2 - 1) ** 2 + u[1] ** 2), near_D)
+    torch.testing.assert_close(reached.theta_D.abs(), torch.tensor([1.0, 0.0], dtype=torch.float64), rtol=0, atol=1e-5)
+    endless = Newton(max_steps=20)(curved(lambda u: -u.sum()), torch.zeros(3, dtype=torch.float64))
+    assert endless.status in ("max_steps", "diverged")
+
+
+def curved(fn: Callable[[Tensor], Tensor]) -> Curved:
+    return Curved(lambda t: value_and_gradient(fn, t), torch.func.jacrev(torch.func.grad(fn)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from benchmarks import fragile, lds_small, pbrf, removal, small
 from headwater.curvature import Fisher
 from headwater.progress import quiet
 from headwater.truth.optimum import LBFGS, Descent, Reached
+from headwater.truth.response import retrained
 from headwater.types import UsageError
 
 GAPS = pbrf.Size(rows=60, steps=40, removals=4, queries=3, subsets=6)
@@ -113,41 +115,76 @@ def test_training_that_does_not_end_is_an_error() -> None:
 # ------------------------------------------------------------------------------------------------------------- fragile
 
 
-def test_depth_and_decay_have_a_cell_each() -> None:
+def test_depth_and_decay_have_a_cell_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fragile, "STEPS", 200)
     with quiet():
-        result = fragile.measure(fragile.Size(rows=30, depths=(1,), removals=5, starts=1), seeds=[0])
+        result = fragile.measure(fragile.Size(rows=30, depths=(1,), removals=5, noise=(1,)), seeds=[0])
     cells = result["cells"]
     assert set(cells) == {"ridge", "softmax regression", "depth 1, decay", "depth 1"}
     assert cells["ridge"]["spearman"] > 0.8
-    assert cells["depth 1, decay"]["noise"]["starts"] == 2
     assert cells["depth 1, decay"]["lam_max"] > cells["depth 1, decay"]["lam_min"] > 0
+    assert result["by_seed"]["depth 1, decay"][0]["gradient"] <= fragile.GRADIENT
+    assert result["by_seed"]["depth 1, decay"][0]["removals"] == 5
+    assert result["noise"]["depth 1, decay"][0]["starts"] == 2
     assert result["accepted"]["decay better at depth 4"] == "undetermined"
     for cell in cells.values():
         assert cell["seeds"] + len(cell["undetermined"]) == 1
         assert cell["seeds"] or cell["spearman"] is None
 
 
-def test_a_cell_without_figures_is_in_no_mean() -> None:
-    good = {"agreement": {"spearman": 0.5, "pearson": 0.4, "slope": 1.0}, "undetermined": None, "stopped": None,
-            "lam_min": 0.1, "lam_max": 1.0}  # fmt: skip
-    bad = good | {"agreement": None, "undetermined": "nothing moved", "stopped": {"spearman": -1.0, "pearson": -1.0, "slope": -1.0}}
-    cell = fragile.summary([good, bad])
+GOOD = {"agreement": {"spearman": 0.5, "pearson": 0.4, "slope": 1.0}, "undetermined": None, "lam_min": 0.1, "lam_max": 1.0}
+BAD = GOOD | {"agreement": None, "undetermined": "nothing moved"}
+
+
+def test_a_seed_without_figures_is_in_no_mean() -> None:
+    cell = fragile.summary([GOOD, BAD])
     assert (cell["spearman"], cell["seeds"], cell["undetermined"]) == (0.5, 1, ["nothing moved"])
     assert cell["spearman_by_seed"] == [0.5, "undetermined"]
-    assert cell["stopped"]["spearman"] == -1.0
-    none = fragile.summary([bad])
-    assert none["spearman"] is None
-    cells = {"depth 2, decay": cell, "depth 2": none}
-    assert fragile.accepted(cells)["decay better at depth 2"] == "undetermined; by stopped trainings True"
-    assert fragile.accepted(cells)["depth 1 with decay >= .75"] == "undetermined"
+    for most in ([GOOD, BAD, BAD], [BAD]):
+        none = fragile.summary(most)
+        assert (none["spearman"], none["pearson"], none["slope"]) == (None, None, None)
+        assert none["seeds"] == sum(one is GOOD for one in most)
 
 
-def test_what_did_not_move_is_said() -> None:
-    ramp_M = np.arange(5.0)
-    assert fragile.still(ramp_M, ramp_M, 0.1) == ""
-    assert "saddle" in fragile.still(ramp_M, ramp_M, -0.1)
-    assert "nothing moved" in fragile.still(1e-12 * ramp_M, ramp_M, 0.1)
-    assert "nothing moved" in fragile.still(ramp_M, np.ones(5), 0.1)
+def test_each_line_is_reached_missed_or_undetermined() -> None:
+    cells = {f"depth {depth}{decay}": {"spearman": value} for depth, decay, value in
+             ((1, ", decay", 0.9), (6, ", decay", 0.8), (2, ", decay", 0.9), (2, "", 0.7), (4, ", decay", 0.8), (4, "", None))}  # fmt: skip
+    assert fragile.accepted(cells) == {
+        "depth 1 with decay >= .75": "reached",
+        "depth 6 at least .15 lower": "missed",
+        "decay better at depth 2": "reached",
+        "decay better at depth 4": "undetermined",
+        "ridge > .95": "undetermined",
+        "softmax regression > .95": "undetermined",
+    }
+
+
+def test_what_says_nothing_is_said() -> None:
+    ramp_M = np.arange(1.0, 6.0)
+    assert fragile.still(ramp_M, 0.1) == ""
+    assert "below the noise of the rule" in fragile.still(ramp_M, 3.5)
+    assert "below the noise of the rule" in fragile.still(0 * ramp_M, 0.0)
+    assert "saddle" in fragile.saddle(-0.1)
+    assert fragile.saddle(-1e-9) == ""
+
+
+def test_a_network_that_reached_no_optimum_is_judged_by_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = fragile.Size(rows=30, removals=4)
+    monkeypatch.setattr(fragile, "STEPS", 2)
+    with quiet():
+        network = fragile.judged(fragile.named_model(size, 0, "depth 1"), size)
+    assert network["agreement"] is None
+    assert "the rule asks for 1e-05" in network["undetermined"]
+
+
+def test_trainings_without_a_row_that_did_not_end_are_counted() -> None:
+    size = fragile.Size(rows=30, removals=4)
+    model = replace(fragile.named_model(size, 0, "softmax regression"), decay=0.1)
+    kept_MN = small.without(30, range(4))
+    with quiet():
+        short, whole = (retrained(model, kept_MN, LBFGS(max_steps=steps)) for steps in (1, 100))
+    assert fragile.late(short).startswith("4 of 4 trainings without a row did not end")
+    assert fragile.late(whole) == ""
 
 
 # ---------------------------------------------------------------------------------------------------------- lds, removal

@@ -77,6 +77,32 @@ def test_its_reading() -> None:
     assert both.interval[0] < 1 < both.interval[1]
 
 
+def test_its_reading_says_so_when_both_sides_are_at_fault() -> None:
+    """The question's gaps are the larger ones, and the estimate is off by the size of the PBRF effect all the same."""
+    both = spaced(8.0, 6.0, 0.0, 9.0, 0.0)
+    assert both.ratio_interval()[1] < 1
+    reading = both.reading()
+    assert reading.status == "fail"
+    assert reading.because.startswith("you asked another question, and your estimator is wrong besides")
+    assert "damping" in (reading.next_step or "")
+    assert "initialisation" in (reading.next_step or "")
+    other = spaced(0.8, 0.0, 0.0, 9.0, 0.0)
+    assert other.ratio_interval()[0] > 1
+    assert other.reading().because.startswith("you asked another question, and")
+
+
+def test_shares_are_of_what_each_side_is_about() -> None:
+    found = spaced(0.8, 0.3, 0.3, 0.4, 0.2)
+    changes = found.changes_DQ
+    lost, asked = (sum(found.sizes[name] for name in names) for names in (TERMS[3:], TERMS[:3]))
+    assert found.estimator_share == pytest.approx(lost / np.abs(changes["pbrf"]).mean())
+    assert found.question_share == pytest.approx(asked / np.abs(changes["cold"]).mean())
+    assert found.to_json()["estimator_share"] == found.estimator_share
+    nothing = gaps(**{f"{name}_DQ": np.full((D, Q), float(name == "cold")) for name in STATIONS})
+    assert np.isnan(nothing.estimator_share)
+    assert nothing.reading().status == "warn"
+
+
 def test_what_was_not_reached_is_in_no_term() -> None:
     given_tables = tables()
     with_hole = {**given_tables, "pbrf_DQ": given_tables["pbrf_DQ"].copy()}

@@ -22,6 +22,7 @@ TERMS = ("warm_start", "proximity", "non_convergence", "linearisation", "solver_
 QUESTION, ESTIMATOR = TERMS[:3], TERMS[3:]
 
 CLOSE = 0.25  # of the mean size of the cold change: all five gaps together below it, and the estimate answers the question asked
+LARGE = 0.5  # of the effect that a side's gaps are about: above it the side is at fault, however much larger the other side is
 DRAWS = 1000
 
 
@@ -64,6 +65,17 @@ class Gaps:
         """(linearisation + solver) / (warm start + proximity + non-convergence), of the sizes."""
         return _ratio(self.sizes)
 
+    @property
+    def question_share(self) -> float:
+        """(warm start + proximity + non-convergence) over the mean absolute change after cold training: how far off the question is."""
+        return _share(sum(self.sizes[name] for name in QUESTION), self.effect)
+
+    @property
+    def estimator_share(self) -> float:
+        """(linearisation + solver) over the mean absolute PBRF, which the estimate is of: how far off the answer is."""
+        answer = _mean_size(np.where(self.known_DQ, self.changes_DQ["pbrf"], np.nan))
+        return _share(sum(self.sizes[name] for name in ESTIMATOR), answer)
+
     def ratio_interval(self, *, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
         """95 % of the ratios over designs and queries drawn again, both at once: queries share the trained models."""
         rng, (n_designs, n_queries) = np.random.default_rng(seed), self.known_DQ.shape
@@ -75,30 +87,42 @@ class Gaps:
         return float(low), float(high)
 
     def reading(self) -> Finding:
-        """The table in plain words: whose fault the difference between the estimate and cold training is."""
+        """The table in plain words: whose fault the difference between the estimate and cold training is.
+
+        A side is at fault where its gaps are the larger ones, the whole interval of the ratio says so, or where they exceed half of the
+        effect that they are about. Both may be.
+        """
         n = int(self.known_DQ.sum())
         if n == 0:
             return Finding("gaps", "unknown", _NOTHING, n=0)
         interval = self.ratio_interval()
         facts: dict[str, Any] = {"value": self.ratio, "interval": interval, "n": n, "unit": None}
-        largest = max(self.sizes, key=lambda name: self.sizes[name])
-        sizes = f"the largest gap is {largest.replace('_', ' ')}, {self.sizes[largest]:.3g} of an effect of {self.effect:.3g}"
         if sum(self.sizes.values()) <= CLOSE * self.effect:
-            return Finding("gaps", "ok", f"the estimate says what training again says: {sizes}", **facts)
-        if interval[0] > 1:
-            because = f"your estimator is wrong: linearisation and solver make {self.ratio:.2g} times the other three gaps; {sizes}"
-            return Finding("gaps", "fail", because, next_step=_MEND[max(ESTIMATOR, key=lambda name: self.sizes[name])], **facts)
-        if interval[1] < 1:
-            because = f"you asked another question: linearisation and solver make only {self.ratio:.2g} of the other three gaps; {sizes}"
-            return Finding("gaps", "warn", because, next_step=_MEND[max(QUESTION, key=lambda name: self.sizes[name])], **facts)
-        because = f"undetermined: the estimator's gaps are {self.ratio:.2g} times the question's, and the interval holds 1; {sizes}"
-        return Finding("gaps", "unknown", because, next_step="measure more removals", **facts)
+            return Finding("gaps", "ok", f"the estimate says what training again says: {self._in_words()}", **facts)
+        asked, wrong = interval[1] < 1 or self.question_share > LARGE, interval[0] > 1 or self.estimator_share > LARGE
+        because = f"{_FAULT[asked, wrong]}: {self._in_words()}"
+        if not (asked or wrong):
+            return Finding("gaps", "unknown", because, next_step="measure more removals", **facts)
+        mend = [
+            _MEND[max(side, key=lambda name: self.sizes[name])] for side, at_fault in ((ESTIMATOR, wrong), (QUESTION, asked)) if at_fault
+        ]
+        return Finding("gaps", "fail" if wrong else "warn", because, next_step="; and ".join(mend), **facts)
+
+    def _in_words(self) -> str:
+        largest = max(self.sizes, key=lambda name: self.sizes[name])
+        return (
+            f"linearisation and solver make {self.ratio:.2g} of the other three gaps and {self.estimator_share:.2g} of the PBRF effect; "
+            f"the three make {self.question_share:.2g} of the effect of cold training; the largest gap is {largest.replace('_', ' ')}, "
+            f"{self.sizes[largest]:.3g} of an effect of {self.effect:.3g}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
             "sizes": dict(self.sizes),
             "effect": self.effect,
             "ratio": self.ratio,
+            "question_share": self.question_share,
+            "estimator_share": self.estimator_share,
             "telescoping_error": self.telescoping_error,
             "n": int(self.known_DQ.sum()),
             "unit": self.unit,
@@ -106,6 +130,12 @@ class Gaps:
 
 
 _NOTHING = "no removal has all six numbers: nothing was measured, or no minimisation reached its tolerance"
+_FAULT = {
+    (True, True): "you asked another question, and your estimator is wrong besides",
+    (True, False): "you asked another question",
+    (False, True): "your estimator is wrong",
+    (False, False): "undetermined, the interval of the ratio holds 1",
+}
 _MEND = {
     "warm_start": "compare with warm training or PBRF: another initialisation or order of rows alone moves the measure this much",
     "proximity": "compare with the proximal response or PBRF, or lower the damping: without the pull training goes further away",
@@ -148,6 +178,10 @@ def gaps(
 def _mean_size(values_DQ: np.ndarray) -> float:
     known = np.abs(values_DQ[np.isfinite(values_DQ)])
     return float(known.mean()) if known.size else float("nan")
+
+
+def _share(size: float, effect: float) -> float:
+    return size / effect if effect > 0 else float("inf") if size > 0 else float("nan")
 
 
 def _ratio(sizes: Mapping[str, float]) -> float:

@@ -22,7 +22,8 @@ Pair = tuple[Tensor, Tensor]
 class Objective(Protocol):
     """A training objective `J(theta) = (1/N) sum_n L_n(theta) + decay/2 ||theta||^2`, its outputs, and queries' measures.
 
-    `start_D` are the final weights theta_s. Nothing is random: no dropout, every row in every call.
+    `start_D` are the final weights theta_s. Nothing is random: no dropout, every row in every call. An objective of few parameters may
+    have `hessian(theta [D], weights [N]) -> [D, D]` of `loss` besides; `Newton` needs it.
     """
 
     @property
@@ -95,6 +96,11 @@ class SmallModel:
 
     def loss(self, theta_D: Tensor, weights_N: Tensor) -> Pair:
         return value_and_gradient(lambda t_D: weights_N @ self.losses(self.outputs(t_D)) / len(weights_N), theta_D)
+
+    def hessian(self, theta_D: Tensor, weights_N: Tensor) -> Tensor:
+        """[D, D] of `loss`. Cost: about D passes over the rows."""
+        gradient = torch.func.grad(lambda t_D: weights_N @ self.losses(self.outputs(t_D)) / len(weights_N))
+        return torch.func.jacrev(gradient)(theta_D).detach()
 
     def divergence(self, theta_D: Tensor, weights_N: Tensor) -> Pair:
         def value(t_D: Tensor) -> Tensor:

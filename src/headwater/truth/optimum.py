@@ -1,4 +1,4 @@
-"""How an optimum is reached, and whether it was: L-BFGS to a gradient tolerance, and plain gradient descent for so many steps.
+"""How an optimum is reached, and whether it was: L-BFGS or Newton to a gradient tolerance, gradient descent for so many steps.
 
 Letters: D parameters
 """
@@ -18,6 +18,18 @@ from headwater.types import UsageError
 
 Smooth = Callable[[Tensor], tuple[Tensor, Tensor]]
 """theta [D] -> (value, its gradient [D]), both detached."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curved:
+    """A Smooth whose Hessian is known: `hessian(theta [D]) -> [D, D]`, detached."""
+
+    fn: Smooth
+    hessian: Callable[[Tensor], Tensor]
+
+    def __call__(self, theta_D: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fn(theta_D)
+
 
 ReachedStatus = Literal["converged", "ran", "max_steps", "diverged"]
 """At its tolerance; after the steps that its recipe names; short of its tolerance; no longer a number."""
@@ -62,25 +74,61 @@ class LBFGS:
     memory: int = 20
 
     def __post_init__(self) -> None:
-        if not (self.relative >= 0 and self.absolute >= 0 and self.relative + self.absolute > 0 and self.max_steps > 0 and self.memory > 0):
-            raise UsageError(f"{self}: expected a tolerance above 0, relative or absolute, and positive max_steps and memory")
+        _check(self, self.relative, self.absolute, self.max_steps, self.memory)
 
     def __call__(self, fn: Smooth, start_D: Tensor) -> Reached:
-        scaled = _Scaled(fn, start_D)
-        tolerance = max(self.relative * scaled.unit, self.absolute)
-        if scaled.unit <= tolerance or not np.isfinite(scaled.unit):
-            return scaled.ended(start_D, tolerance)
-        target = tolerance / scaled.unit
+        scaled = _Scaled(fn, start_D, relative=self.relative, absolute=self.absolute)
+        if scaled.at_end:
+            return scaled.ended(start_D)
         found = minimize(
             scaled,
             start_D.detach().cpu().double().numpy(),
             jac=True,
             method="L-BFGS-B",
-            options={"maxiter": self.max_steps, "maxcor": self.memory, "gtol": target / len(start_D) ** 0.5, "ftol": 0.0},
+            options={"maxiter": self.max_steps, "maxcor": self.memory, "gtol": scaled.target / len(start_D) ** 0.5, "ftol": 0.0},
         )
-        stalled = found.status != OUT_OF_STEPS and target < np.linalg.norm(found.jac) < NEAR
-        ended = _polished(scaled, found.x, target) if stalled else found.x
-        return scaled.ended(torch.from_numpy(ended), tolerance)
+        stalled = found.status != OUT_OF_STEPS and scaled.target < np.linalg.norm(found.jac) < NEAR
+        return scaled.ended(torch.from_numpy(_polished(scaled, found.x) if stalled else found.x))
+
+
+@dataclass(frozen=True)
+class Newton:
+    """To the tolerance of LBFGS with the exact Hessian, for some hundred parameters: the function has to be `Curved`.
+
+    Steps within a trust region whose subproblem is solved exactly, so that saddles are left (Conn, Gould and Toint 2000, section 7.3;
+    scipy's trust-exact); where values have no digits left, plain Newton steps as long as they shorten the gradient. `first` leads from a
+    random start to where curvature says something, at the price of a pass a step; without it steps begin at the start. Cost: for a start
+    near the optimum some ten Hessians, elsewhere up to `max_steps`, each about D passes over the rows and D^3 flops.
+    Raises UsageError for a function without a Hessian.
+    """
+
+    relative: float = 1e-6
+    absolute: float = 1e-12
+    max_steps: int = 200
+    first: LBFGS | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, self.relative, self.absolute, self.max_steps)
+
+    def __call__(self, fn: Smooth, start_D: Tensor) -> Reached:
+        if not isinstance(fn, Curved):
+            raise UsageError(
+                "Newton got a function without its Hessian, expected a `Curved` one: `retrained` makes it of an Objective with a method "
+                "`hessian`, such as SmallModel; for any other problem use LBFGS"
+            )
+        scaled = _Scaled(fn, start_D, relative=self.relative, absolute=self.absolute)
+        near_D = start_D if self.first is None or scaled.at_end else self.first(fn, start_D).theta_D
+        if scaled.at_end or not bool(near_D.isfinite().all()):
+            return scaled.ended(near_D)
+        found = minimize(
+            scaled,
+            near_D.detach().cpu().double().numpy(),
+            jac=True,
+            hess=scaled.hessian,
+            method="trust-exact",
+            options={"maxiter": self.max_steps, "gtol": scaled.target},
+        )
+        return scaled.ended(torch.from_numpy(_last_digits(scaled, found.x)))
 
 
 @dataclass(frozen=True)
@@ -102,14 +150,26 @@ class Descent:
         return Reached(theta_D, "ran" if np.isfinite(norm) else "diverged", norm, None, self.steps + 1)
 
 
+def _check(config: object, relative: float, absolute: float, *counts: int) -> None:
+    if not (relative >= 0 and absolute >= 0 and relative + absolute > 0 and min(counts) > 0):
+        raise UsageError(f"{config}: expected a tolerance above 0, relative or absolute, and steps and memory above 0")
+
+
 class _Scaled:
     """The objective for scipy: less its value at the start, over its gradient's length there, so that small differences keep digits."""
 
-    def __init__(self, fn: Smooth, start_D: Tensor) -> None:
+    def __init__(self, fn: Smooth, start_D: Tensor, *, relative: float, absolute: float) -> None:
         self.fn, self.start_D, self.passes = fn, start_D, 1
         self.value, gradient_D = fn(start_D)
         self.unit = float(gradient_D.norm())
+        self.tolerance = max(relative * self.unit, absolute)
+        self.target = self.tolerance / max(self.unit, TINY)
         self.rounding = ROUNDING * max(1.0, abs(float(self.value))) / max(self.unit, TINY)
+
+    @property
+    def at_end(self) -> bool:
+        """Nothing is left to do at the start."""
+        return self.unit <= self.tolerance or not np.isfinite(self.unit)
 
     def __call__(self, x_D: np.ndarray) -> tuple[float, np.ndarray]:
         self.passes += 1
@@ -119,23 +179,46 @@ class _Scaled:
     def gradient(self, x_D: np.ndarray) -> np.ndarray:
         return self(x_D)[1]
 
-    def ended(self, theta_D: Tensor, tolerance: float) -> Reached:
+    def hessian(self, x_D: np.ndarray) -> np.ndarray:
+        assert isinstance(self.fn, Curved)
+        self.passes += len(x_D)
+        return (self.fn.hessian(torch.from_numpy(x_D).to(self.start_D)) / self.unit).cpu().double().numpy()
+
+    def better(self, x_D: np.ndarray, than_D: np.ndarray) -> bool:
+        """Whether the gradient is shorter at x and the value no higher but for rounding."""
+        (after, shorter_D), (before, gradient_D) = self(x_D), self(than_D)
+        return bool(after <= before + self.rounding and np.linalg.norm(shorter_D) < np.linalg.norm(gradient_D))
+
+    def ended(self, theta_D: Tensor) -> Reached:
         theta_D = theta_D.to(self.start_D)
         norm = float(self.fn(theta_D)[1].norm())
-        status = "diverged" if not np.isfinite(norm) else "converged" if norm <= tolerance else "max_steps"
-        return Reached(theta_D, status, norm, tolerance, self.passes + 1)
+        status = "diverged" if not np.isfinite(norm) else "converged" if norm <= self.tolerance else "max_steps"
+        return Reached(theta_D, status, norm, self.tolerance, self.passes + 1)
 
 
-def _polished(scaled: _Scaled, x_D: np.ndarray, target: float) -> np.ndarray:
+def _polished(scaled: _Scaled, x_D: np.ndarray) -> np.ndarray:
     """Newton-Krylov steps (Knoll and Keyes 2004) from x, or x itself where they lead to no smaller gradient or to a higher value."""
-    end_D = x_D
     try:
         with np.errstate(all="ignore"):
-            end_D = newton_krylov(scaled.gradient, x_D, f_tol=target, maxiter=NEWTON_STEPS, method="lgmres", tol_norm=np.linalg.norm)
+            end_D = newton_krylov(scaled.gradient, x_D, f_tol=scaled.target, maxiter=NEWTON_STEPS, method="lgmres", tol_norm=np.linalg.norm)
     except NoConvergence as error:
         end_D = error.args[0]
     except ValueError:  # a step that is no number
         return x_D
-    (before, gradient_D), (after, polished_D) = scaled(x_D), scaled(end_D)
-    better = after <= before + scaled.rounding and np.linalg.norm(polished_D) < np.linalg.norm(gradient_D)
-    return end_D if better else x_D
+    return end_D if scaled.better(end_D, x_D) else x_D
+
+
+def _last_digits(scaled: _Scaled, x_D: np.ndarray) -> np.ndarray:
+    """Newton steps from x while each is better than the last, until the target is reached."""
+    for _ in range(NEWTON_STEPS):
+        gradient_D = scaled.gradient(x_D)
+        if not np.linalg.norm(gradient_D) > scaled.target:
+            break
+        try:
+            next_D = x_D - np.linalg.solve(scaled.hessian(x_D), gradient_D)
+        except np.linalg.LinAlgError:  # flat in some direction
+            break
+        if not scaled.better(next_D, x_D):
+            break
+        x_D = next_D
+    return x_D

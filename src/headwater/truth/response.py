@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from headwater.progress import say, track
-from headwater.truth.objective import Objective, half_square, total
-from headwater.truth.optimum import Minimiser, Reached, Smooth
+from headwater.truth.objective import Objective, Pair, half_square, total
+from headwater.truth.optimum import Curved, Minimiser, Reached, Smooth
 from headwater.types import Truth, TruthKind, UsageError
 
 Problem = Callable[[Tensor], Smooth]
@@ -41,10 +41,22 @@ def retrained(
     """
 
     def problem(change_N: Tensor) -> Smooth:
-        return lambda theta_D: total(objective.loss(theta_D, 1 + change_N), half_square(theta_D, objective.decay))
+        return training_loss(objective, 1 + change_N)
 
     kind, chosen = ("warm", [objective.start_D]) if starts is None else ("cold", list(starts))
     return respond(objective, kept_DN, problem, minimise, starts=chosen, kind=kind, facts={"row_change": row_change}, designs=designs)
+
+
+def training_loss(objective: Objective, weights_N: Tensor) -> Smooth:
+    """`(1/N) sum_n weight_n L_n(theta) + decay/2 ||theta||^2`, with its Hessian where the objective has one of its rows' loss."""
+
+    def value(theta_D: Tensor) -> Pair:
+        return total(objective.loss(theta_D, weights_N), half_square(theta_D, objective.decay))
+
+    of_rows = getattr(objective, "hessian", None)
+    if of_rows is None:
+        return value
+    return Curved(value, lambda theta_D: of_rows(theta_D, weights_N) + objective.decay * torch.eye(len(theta_D)).to(theta_D))
 
 
 def respond(
