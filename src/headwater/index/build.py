@@ -188,9 +188,10 @@ def fill(
                 for positions in plan:
                     data.put(positions, engine, session.pad_id)
                     yield
+                shard_data = writer.prepare(rows, data.shard())  # computed here: two teams of threads would wait for each other
                 if written is not None:
                     written.result()  # one shard waits at most, and what went wrong in it is raised here
-                written = writing.submit(writer.write, rows, data.shard())
+                written = writing.submit(writer.commit, shard_data)
             if written is not None:
                 written.result()
 

@@ -54,6 +54,16 @@ class ShardData:
 
 
 @dataclass(frozen=True)
+class PreparedShard:
+    """What one shard's files will hold."""
+
+    rows: range
+    tensors: dict[str, Tensor]
+    columns: dict[str, Sequence[Any]]
+    n_bad: int
+
+
+@dataclass(frozen=True)
 class Part:
     """One corpus in the index, and what of it is still to be written."""
 
@@ -128,17 +138,24 @@ class Writer:
         columns that do not fit or ids that another row has, IntegrityError where the disk refuses. Until the commit is
         written nothing of the shard is part of the index.
         """
+        self.commit(self.prepare(rows, data))
+
+    def prepare(self, rows: range, data: ShardData) -> PreparedShard:
+        """Check the rows and put them into the dtype of the index: the part of `write` that computes."""
         self._check_shapes(rows, data)
         self._check_ids(rows, list(data.columns["id"]))
         stored = codec.encode(data.gradient_ND.float(), self.spec.dtype, self.spec.layout)
         norms_N = codec.norms(stored, self.spec.layout)
         bad_N = torch.isnan(norms_N) | torch.tensor(data.columns.get("bad", [False] * len(rows)), dtype=torch.bool)
-        tensors = safetensors.torch.save(self._tensors(data, stored, norms_N))
-        table = table_bytes({**data.columns, "bad": bad_N.tolist()})
+        return PreparedShard(rows, self._tensors(data, stored, norms_N), {**data.columns, "bad": bad_N.tolist()}, int(bad_N.sum()))
+
+    def commit(self, shard: PreparedShard) -> None:
+        """The part of `write` that goes to disk."""
+        tensors, table, rows = safetensors.torch.save(shard.tensors), table_bytes(shard.columns), shard.rows
         withdraw_commit(self.run, rows)
         write_atomically(tensors_path(self.run, rows), tensors)
         write_atomically(table_path(self.run, rows), table)
-        write_commit(self.run, Commit(rows, self.spec.fingerprint, int(bad_N.sum()), Seal.of(tensors), Seal.of(table)))
+        write_commit(self.run, Commit(rows, self.spec.fingerprint, shard.n_bad, Seal.of(tensors), Seal.of(table)))
 
     def _tensors(self, data: ShardData, stored: codec.Stored, norms_N: Tensor) -> dict[str, Tensor]:
         tensors = {
