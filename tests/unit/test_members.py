@@ -221,16 +221,16 @@ def test_removed_rows_are_gone_from_the_members_too(world: World, tmp_path: Path
 
 
 def test_a_build_that_is_killed_goes_on_where_it_stopped(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, write, left = tmp_path / "run", Writer.write, iter(range(8))
+    run, commit, left = tmp_path / "run", Writer.commit, iter(range(8))
 
-    def dies(self: Writer, rows: range, data: Any) -> None:
+    def dies(self: Writer, shard: Any) -> None:
         if next(left, None) is None:
             raise KeyboardInterrupt
-        write(self, rows, data)
+        commit(self, shard)
 
     options = {"from_run": world.out, "members__roles": FEW, **OPTIONS}
     with monkeypatch.context() as patch:
-        patch.setattr(Writer, "write", dies)
+        patch.setattr(Writer, "commit", dies)
         with pytest.raises(KeyboardInterrupt):
             headwater.index(data=world.data, out=run, **options)  # 3 shards each: the main index, checkpoint-3, two of checkpoint-6
     index = headwater.load(run).index
