@@ -181,3 +181,12 @@ def test_a_number_for_damping_costs_no_pass() -> None:
 def test_wrong_options_are_refused() -> None:
     with pytest.raises(UsageError, match="cg: max_steps is 0, expected 1 or more"):
         CG(max_steps=0)
+
+
+def test_it_stops_when_it_is_told_to_and_says_so() -> None:
+    matrix_DD, b_KD = positive(), right_hand_sides(2)
+    told = iter([False, False, True])
+    solve = conjugate_gradients(lambda v_KD: v_KD @ matrix_DD, b_KD, stop=lambda: next(told))
+    assert (solve.status, solve.steps) == ("max_steps", 2)
+    assert solve.residual_K is not None
+    torch.testing.assert_close(solve.residual_K, (solve.value @ matrix_DD - b_KD).norm(dim=1) / b_KD.norm(dim=1))

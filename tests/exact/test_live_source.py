@@ -128,6 +128,10 @@ def test_gauss_newton_products_equal_the_dense_matrix(architecture: str, include
     assert before == [p.requires_grad for p in session.model.parameters()]
     source = LiveSource(session, examples_of(batch), layout, token_budget=20)
     assert_rows_equal(source.gauss_newton(v_KD), expected_KD / len(batch))
+    with source.linearised() as product:
+        assert_rows_equal(product(v_KD), source.gauss_newton(v_KD))
+        assert_rows_equal(product(v_KD[:1]), source.gauss_newton(v_KD[:1]))  # the passes that are kept serve again
+    assert before == [p.requires_grad for p in session.model.parameters()]
 
 
 def test_gauss_newton_with_the_head_in_scope_equals_the_dense_matrix() -> None:
