@@ -42,20 +42,18 @@ from headwater.types import Example, State
 REFERENCE = RESULTS / "accuracy_reference.npz"
 TOLERANCE, MAX_STEPS = 1e-8, 3000
 DRAWS = 100  # of labels for each row, for the reference's preconditioner
-EXACT: dict[str, dict[str, Any]] = {
-    "identity": {},
-    "kfac": {},
-    "ekfac": {},
-    "ekfac_empirical": {"labels": "true"},
-    "ekfac_two_labels": {"basis_labels": "true"},
-    "ekfac_cg": {},
-    "fisher": {},
-    "fisher_joint": {"joint": True},
-    "datainf": {},
+EXACT: dict[str, tuple[str, dict[str, Any]]] = {
+    "identity": ("identity", {}),
+    "kfac": ("kfac", {}),
+    "ekfac": ("ekfac", {}),
+    "ekfac_empirical": ("ekfac", {"labels": "true"}),
+    "ekfac_two_labels": ("ekfac", {"basis_labels": "true"}),
+    "ekfac_cg": ("ekfac_cg", {}),
+    "fisher": ("fisher", {}),
+    "fisher_joint": ("fisher", {"joint": True}),
+    "datainf": ("datainf", {}),
 }
-
-
-NAMES = ("identity", "kfac", "ekfac_cg", "ekfac", "fisher", "datainf")
+"""What is held against the reference: a curvature and its options, by the name that its figure gets."""
 
 
 def named(examples: list[Example], name: str) -> list[Example]:
@@ -76,8 +74,8 @@ def sides(n_rows: int, n_queries: int, dtype: torch.dtype) -> tuple[LiveIndex, L
     return index, LiveQueries(stored, source, asked, measures.get("response_log_probability"))
 
 
-def reference(n_rows: int, n_queries: int, *, minutes: float = 60, log: Any = sys.stderr) -> tuple[np.ndarray, State, float]:
-    """([Q, N] exact scores, EK-FAC's state with the damping, the largest residual). Each step's residual goes to the log."""
+def reference(n_rows: int, n_queries: int, *, minutes: float = 60, log: Any = sys.stderr) -> tuple[np.ndarray, float]:
+    """([Q, N] exact scores, the largest residual). Each step's residual goes to the log."""
     index, asked = sides(n_rows, n_queries, torch.float64)
     state = EKFAC(precision="float32").fit(index.source)
     b_QD, start = asked.take("gradient_whole", range(n_queries)), time.perf_counter()
@@ -102,7 +100,7 @@ def reference(n_rows: int, n_queries: int, *, minutes: float = 60, log: Any = sy
     assert solve.residual_K is not None
     scores_QN = index.products("gradient_whole", solve.value).double().numpy() / -n_rows
     print(f"reference: {solve.status} in {solve.steps} steps, residual {float(solve.residual_K.max()):.1e}", file=log, flush=True)
-    return scores_QN, state, float(solve.residual_K.max())
+    return scores_QN, float(solve.residual_K.max())
 
 
 def preconditioner(source: LiveSource, state: State) -> Operator:
@@ -137,7 +135,7 @@ def agreement(scores_QN: np.ndarray, exact_QN: np.ndarray) -> float:
 
 
 def scores(name: str, options: dict[str, Any], index: LiveIndex, asked: LiveQueries) -> tuple[np.ndarray, dict[str, Any]]:
-    method = Influence(get(next(known for known in NAMES if name.startswith(known)), **options), mode="exact")
+    method = Influence(get(name, **options), mode="exact")
     found = method.score(method.fit(index), index, asked)
     return found.values_QN, found.provenance["solve"]
 
@@ -145,12 +143,12 @@ def scores(name: str, options: dict[str, Any], index: LiveIndex, asked: LiveQuer
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with quiet():
         if not arguments.kept:
-            exact_QN, _, residual = reference(arguments.rows, arguments.queries, minutes=arguments.minutes)
+            exact_QN, residual = reference(arguments.rows, arguments.queries, minutes=arguments.minutes)
             np.savez(REFERENCE, scores_QN=exact_QN, rows=arguments.rows, queries=arguments.queries, residual=residual)
         with np.load(REFERENCE) as kept:
             exact_QN, residual = kept["scores_QN"], float(kept["residual"])
         index, asked = sides(exact_QN.shape[1], exact_QN.shape[0], torch.float32)
-        found = {name: scores(name, options, index, asked) for name, options in EXACT.items()}
+        found = {label: scores(name, options, index, asked) for label, (name, options) in EXACT.items()}
     return {
         "rows": exact_QN.shape[1],
         "queries": exact_QN.shape[0],
