@@ -1,11 +1,11 @@
 """Headwater beside its peers: cost in training passes, memory, agreement of the scores, on one workload in one run.
 
-    python -m benchmarks.peers [--json] [--rows 1000] [--peer-rows 300] [--full] [--threads 2] [--only ENGINE ...]
+    python -m benchmarks.peers [--json] [--rows 1000] [--peer-rows 200] [--full] [--threads 2] [--only ENGINE ...]
 
 One pass is a plain forward and backward pass over the same rows in length-sorted batches of 8, timed in the engine's own process around its
-job. Each engine is given sorted rows and the best settings that we know of; the notes say which. The exact methods of all engines, ours
-too, are run on `--peer-rows` rows to keep the run below ten minutes on two cores (the same queries over fewer rows: their figures are up to
-a tenth larger than on 1,000 rows, for every engine); `--full` runs everything on all rows. The first run makes the engines' environments
+job. Each engine is given sorted rows and the best settings that we know of; the notes say which. The exact methods of the peers are run on
+`--peer-rows` rows, and as many queries for each row, to keep the run below ten minutes on two cores; ours are run on all rows, and on as
+few as theirs beside them. `--full` runs everything on all rows. The first run makes the engines' environments
 (in `.venvs`, about 6 GB), which is not timed.
 """
 
@@ -58,12 +58,12 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object, the last line of output; kept in benchmarks/results")
     parser.add_argument("--rows", type=int, default=1000)
-    parser.add_argument("--peer-rows", type=int, default=300, help="rows for the costly jobs of all engines")
+    parser.add_argument("--peer-rows", type=int, default=200, help="rows for the costly jobs of all engines")
     parser.add_argument("--full", action="store_true", help="all jobs on all rows")
     parser.add_argument("--queries", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=list(ENGINES), default=list(ENGINES), help="engines to run")
-    parser.add_argument("--limit", type=float, default=900, help="seconds after which a job counts as failed")
+    parser.add_argument("--limit", type=float, default=300, help="seconds after which a job counts as failed")
     parser.add_argument("--folder", type=Path, help="keep the workload, the scores and the results here")
     parser.add_argument("--environments", type=Path, default=CHECKOUT / ".venvs", help="where the engines' environments are kept")
     return parser.parse_args()
@@ -95,6 +95,7 @@ def summary(outcomes: list[Outcome], setting: Setting) -> dict[str, Any]:
         "rows": setting.n_rows,
         "peer_rows": setting.n_peer_rows,
         "queries": setting.n_queries,
+        "seconds": {outcome.job.name: round(outcome.wall_s, 1) for outcome in outcomes},
         "threads": setting.threads,
     }
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,6 +91,7 @@ class Outcome:
     result: Mapping[str, Any] = field(default_factory=dict)
     scores_QN: np.ndarray | None = None
     error: str = ""
+    wall_s: float = 0.0  # the whole process, with what is not timed in a figure
 
     def seconds(self, figure: Figure) -> float:
         stages = self.result["stages_s"]
@@ -111,17 +113,28 @@ class Setting(NamedTuple):
     threads: int
     limit_s: float
 
+    def size(self, job: Job) -> tuple[int, int]:
+        """Rows and queries of a job. A costly one has as many queries a row as the others: passes that compare."""
+        if not job.costly or self.n_peer_rows >= self.n_rows:
+            return self.n_rows, self.n_queries
+        return self.n_peer_rows, max(1, round(self.n_queries * self.n_peer_rows / self.n_rows))
+
 
 def run(job: Job, setting: Setting) -> Outcome:
+    start = time.perf_counter()
+    return replace(_run(job, setting), wall_s=time.perf_counter() - start)
+
+
+def _run(job: Job, setting: Setting) -> Outcome:
     """The job in a process of its engine's environment. An engine that does not install, fails or takes too long is an outcome too."""
-    n_rows = min(setting.n_rows, setting.n_peer_rows) if job.costly else setting.n_rows
-    outcome = Outcome(job, n_rows, setting.n_queries)
+    n_rows, n_queries = setting.size(job)
+    outcome = Outcome(job, n_rows, n_queries)
     out = setting.out / job.name
     if job.engine in setting.interpreters.errors:
         return _failed(outcome, setting.interpreters.errors[job.engine])
     try:
         subprocess.run(
-            _command(job, setting, out=out, n_rows=n_rows),
+            _command(job, setting, out=out),
             check=True,
             capture_output=True,
             text=True,
@@ -137,20 +150,21 @@ def run(job: Job, setting: Setting) -> Outcome:
     except (OSError, ValueError) as error:
         return _failed(outcome, str(error))
     scores = out / "scores.npy"
-    return Outcome(job, n_rows, setting.n_queries, result, np.load(scores) if scores.exists() else None)
+    return replace(outcome, result=result, scores_QN=np.load(scores) if scores.exists() else None)
 
 
 def _failed(outcome: Outcome, error: str) -> Outcome:
-    return Outcome(outcome.job, outcome.n_rows, outcome.n_queries, error=error)
+    return replace(outcome, error=error)
 
 
-def _command(job: Job, setting: Setting, *, out: Path, n_rows: int) -> list[str]:
+def _command(job: Job, setting: Setting, *, out: Path) -> list[str]:
+    n_rows, n_queries = setting.size(job)
     values = {
         "--folder": setting.workload,
         "--out": out,
         "--workload": job.workload,
         "--rows": n_rows,
-        "--queries": setting.n_queries,
+        "--queries": n_queries,
         "--threads": setting.threads,
         "--options": json.dumps(dict(job.options)),
     }

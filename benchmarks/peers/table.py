@@ -63,7 +63,7 @@ def agreement(outcomes: Sequence[Outcome]) -> dict[str, float]:
     return {
         f"{a.job.function}, {a.job.workload}: {a.job.engine} and {b.job.engine}": round(spearman(a.scores_QN, b.scores_QN), 4)
         for a, b in pairs
-        if (a.job.function, a.job.workload, a.n_rows) == (b.job.function, b.job.workload, b.n_rows)
+        if (a.job.function, a.job.workload, a.n_rows, a.n_queries) == (b.job.function, b.job.workload, b.n_rows, b.n_queries)
     }
 
 
