@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headwater.api import Run, Trace, evaluate, index, load, trace
+    from headwater.auditing import audit, check
     from headwater.model.session import Session, load_session
     from headwater.training.callback import HeadwaterCallback, RowIdCollator, with_row_ids
 
@@ -15,6 +16,8 @@ __all__ = [
     "Run",
     "Session",
     "Trace",
+    "audit",
+    "check",
     "evaluate",
     "index",
     "load",
@@ -29,6 +32,8 @@ _HOMES = {
     "Run": "headwater.api",
     "Session": "headwater.model.session",
     "Trace": "headwater.api",
+    "audit": "headwater.auditing",
+    "check": "headwater.auditing",
     "evaluate": "headwater.api",
     "index": "headwater.api",
     "load": "headwater.api",

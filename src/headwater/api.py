@@ -189,11 +189,11 @@ class Run:
     def traces(self) -> list[Trace]:
         """Every trace of this run, by name."""
         folders = sorted(path.parent for path in (self.path / "scores").glob("*/trace.json"))
-        return [_read_trace(folder) for folder in folders]
+        return [read_trace(folder) for folder in folders]
 
     def newest(self) -> Trace:
         """The trace that was written last. Raises UsageError where there is none."""
-        return _read_trace(newest_trace(self.path))
+        return read_trace(newest_trace(self.path))
 
     def top(self, query: int | str = 0, k: int = 10, *, method: str | None = None) -> pd.DataFrame:
         """The newest trace's `top`."""
@@ -367,7 +367,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _read_trace(folder: Path) -> Trace:
+def read_trace(folder: Path) -> Trace:
     try:
         return Trace(folder, json.loads((folder / "trace.json").read_text(encoding="utf-8")))
     except ValueError as error:

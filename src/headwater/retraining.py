@@ -133,7 +133,7 @@ def _origin(indexed: IndexRecipe, recipe: TruthRecipe, session: Session) -> Mode
         return trained.model_copy(update={"path": recipe.base, "revision": None, **plain})
     if session.adapter is not None:
         return trained.model_copy(update={"path": session.name, **plain})
-    if (base := _named_base(indexed)) is not None:
+    if (base := named_base(indexed)) is not None:
         return trained.model_copy(update={"path": base, "revision": None, **plain})
     raise UsageError(
         f"the run's model, {trained.path}, is the one that was trained, and what it was trained from is not known. Name the base model "
@@ -141,7 +141,7 @@ def _origin(indexed: IndexRecipe, recipe: TruthRecipe, session: Session) -> Mode
     )
 
 
-def _named_base(indexed: IndexRecipe) -> str | None:
+def named_base(indexed: IndexRecipe) -> str | None:
     """The base member's model, or the weights that HeadwaterCallback saved before the first step."""
     if indexed.members.base is not None:
         return indexed.members.base
