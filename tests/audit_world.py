@@ -49,7 +49,12 @@ class AuditWorld:
 
 
 def make_world(
-    folder: Path, *, rows: Sequence[Mapping[str, Any]] = ROWS, queries: Sequence[Mapping[str, Any]] = QUERIES, **options: Any
+    folder: Path,
+    *,
+    rows: Sequence[Mapping[str, Any]] = ROWS,
+    queries: Sequence[Mapping[str, Any]] = QUERIES,
+    training: Recipe = TRAINING,
+    **options: Any,
 ) -> AuditWorld:
     """`options` are those of the index, by dotted name with double underscores. A second or two."""
     world = AuditWorld(folder)
@@ -60,7 +65,7 @@ def make_world(
     network.save_pretrained(world.base)
     for name, lines in (("rows", rows), ("queries", queries)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    finetune(network, load_corpus(folder / "rows.jsonl", tokenizer).examples, TRAINING, pad_id=tokenizer.pad_token_id)
+    finetune(network, load_corpus(folder / "rows.jsonl", tokenizer).examples, training, pad_id=tokenizer.pad_token_id)
     network.save_pretrained(world.model)
     run = headwater.index(world.model, folder / "rows.jsonl", world.run, **options)
     headwater.trace(run, queries=folder / "queries.jsonl", k=5)

@@ -88,7 +88,11 @@ def removal_curve(scores: Scores, truth: Truth) -> list[Point]:
     Scores and truth as `matched` leaves them. NaN outcomes (diverged, not measured) are left out, and a seed without any is no seed.
     """
     removed = truth.kind != "tail_patch" and direction(truth) > 0  # else rows were stepped on, or counted twice
-    found = picks(scores, truth) if removed else {}
+    return curve(picks(scores, truth) if removed else {}, truth)
+
+
+def curve(found: Mapping[tuple[Pick, int], np.ndarray], truth: Truth) -> list[Point]:
+    """`removal_curve` of designs that are known: [D, Q] bool for each kind of removal and k, as `picks` finds them."""
     if not any(pick in ("most", "least", "zero") for pick, _ in found):
         return []
     if ("none", 0) not in found:

@@ -73,13 +73,13 @@ def query_members(
     found: list[Member] = []
     for member in track(asked, total=len(asked), description="queries at each member"):
         stored = cast(StoredIndex, member.index)
-        own = session if stored.spec.facts["model"] == main else _member_session(stored, session)
+        own = session if stored.spec.facts["model"] == main else member_session(stored, session)
         transform = _query_transform(stored, own)
         found.append(replace(member, index=query_index(own, stored.layout, queries, measure, transform=transform)))
     return found
 
 
-def _member_session(member: StoredIndex, main: Session) -> Session:
+def member_session(member: StoredIndex, main: Session) -> Session:
     session = open_session(_recipe(member).model, tokenizer=main.tokenizer)
     expected = member.spec.facts["model"]
     if session.fingerprint != expected:
