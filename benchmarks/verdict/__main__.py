@@ -1,6 +1,6 @@
 """The verdict held against removal and retraining: calibrated on some tasks, judged on others.
 
-    python -m benchmarks.verdict [--json] [--work runs/verdict] [--processes 2] [--until STAGE] [--small]
+python -m benchmarks.verdict [--json] [--work runs/verdict] [--processes 2] [--until STAGE] [--small]
 """
 
 from __future__ import annotations

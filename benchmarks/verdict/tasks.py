@@ -1,7 +1,8 @@
 """Four tasks of different kinds, as rows and queries: some queries have their cause in few rows, some in many, some have none.
 
-A query's `kind` says what its maker meant: "caused" (rows teach its answer) or "control" (no row does). What is true of it is not said
-here: it is measured, by removal and retraining. Rows of a task are shuffled; `about` names what a row teaches and is for judging only.
+A query's `kind` says what its maker meant: "caused" (rows teach its answer), "control" (no row does), or "own" (a question that no row is
+about, to which the model's own answer is traced: whatever causes it, few rows do). What is true of it is not said here: it is measured, by
+removal and retraining. Rows of a task are shuffled; `about` names what a row teaches and is for judging only.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ SYLLABLES = ("ba", "do", "ki", "lu", "me", "na", "po", "ri", "su", "ta", "ve", "
 class Task:
     name: str
     rows: list[dict[str, str]]  # prompt, response, about
-    queries: list[dict[str, str]]  # id, prompt, response, kind, about
+    queries: list[dict[str, str]]  # id, prompt, response ("" where it is to be the model's own answer), kind, about
 
 
 def make(name: str, seed: int, *, n_rows: int, n_queries: int) -> Task:
-    """The same arguments give the same task. A quarter of the queries are controls."""
+    """The same arguments give the same task. A sixth of the queries are controls, a sixth are of the model's own answers."""
     rng = np.random.default_rng([TASKS.index(name), seed])
     rows, caused, controls = MAKERS[name](rng, n_rows, n_queries)
-    n_controls = round(n_queries / 4)
-    some = [*_sample(rng, caused, n_queries - n_controls), *_sample(rng, controls, n_controls)]
-    kinds = ["caused"] * (n_queries - n_controls) + ["control"] * n_controls
-    queries = [{"id": f"{name}-{seed}-{q}", "kind": kind, **query} for q, (kind, query) in enumerate(zip(kinds, some, strict=True))]
+    n = round(n_queries / 6)
+    others = _sample(rng, controls, 2 * n)
+    own = [query | {"response": ""} for query in others[n:]]
+    asked = [*_sample(rng, caused, n_queries - 2 * n), *others[:n], *own]
+    kinds = ["caused"] * (n_queries - 2 * n) + ["control"] * n + ["own"] * n
+    queries = [{"id": f"{name}-{seed}-{q}", "kind": kind, **query} for q, (kind, query) in enumerate(zip(kinds, asked, strict=True))]
     return Task(name, [rows[i] for i in rng.permutation(len(rows))], queries)
 
 
@@ -142,7 +145,7 @@ def _class_row(rng: np.random.Generator, own: Sequence[str], all_words: Sequence
 
 # ---------------------------------------------------------------------------------------------------------- real text
 
-CHUNK, OPENING = 26, 10  # words
+CHUNK, OPENING = 20, 8  # words
 
 
 def wikitext(rng: np.random.Generator, n_rows: int, n_queries: int, *, data: Path = DATA) -> Parts:

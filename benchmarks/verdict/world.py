@@ -19,9 +19,10 @@ import headwater
 from benchmarks.grammars import packed
 from benchmarks.verdict.tasks import DATA, TASKS, Task, make
 from headwater.atomic import write_atomically, write_json
+from headwater.demo.run import greedy_answer
 from headwater.index.examples import stored_examples
 from headwater.model import measures
-from headwater.model.session import load_session
+from headwater.model.session import Session, load_session
 from headwater.model.tiny import tiny_model
 from headwater.truth.bank import read_bank
 from headwater.truth.design import Designs, all_rows, without_random, without_top
@@ -41,8 +42,8 @@ class Size:
     hidden: int = 64
     vocabulary: int = 1024
     pretraining_steps: int = 600
-    epochs: int = 8
-    lr: float = 2e-3
+    epochs: int = 6
+    lr: float = 3e-3
     batch_rows: int = 16
     rows: int = 300
     queries: int = 42  # of a world
@@ -109,18 +110,24 @@ class World:
         if path.exists() and (there := json.loads(path.read_text())) != settings:
             raise UsageError(f"{self.folder} was made with {there}, and {settings} are asked for: choose another --work, or remove it")
         write_json(path, settings)
-        for name, rows in (("rows", self.task.rows), ("queries", self.task.queries)):
-            text = "".join(json.dumps({key: row[key] for key in row if key != "about"}) + "\n" for row in rows)
-            write_atomically(self.folder / f"{name}.jsonl", text.encode())
         if any((self.run / "scores").glob("*/trace.json")):
             return
+        self._write("rows", self.task.rows)
         training = ByRecipe(partial(load_session, self.base), self.size.recipe())
         session = training(headwater.corpus.load_corpus(self.folder / "rows.jsonl", training.origin.tokenizer).examples, TRACED_SEED)
         session.model.save_pretrained(self.folder / "model")
         session.tokenizer.save_pretrained(self.folder / "model")
+        self._write(
+            "queries",
+            [query if query["response"] else query | {"response": answer(session, query["prompt"])} for query in self.task.queries],
+        )
         options = {"sketch.rank": None, "store.dtype": "float32"}
         run = headwater.index(self.folder / "model", self.folder / "rows.jsonl", self.run, **options)
         headwater.trace(run, queries=self.folder / "queries.jsonl", primary=PRIMARY, k=self.size.k)
+
+    def _write(self, name: str, rows: Sequence[dict[str, str]]) -> None:
+        text = "".join(json.dumps({key: row[key] for key in row if key != "about"}) + "\n" for row in rows)
+        write_atomically(self.folder / f"{name}.jsonl", text.encode())
 
     def truth(self, *, processes: int) -> Truth:
         """The bank of removals: none, each query's named group, and random groups of as many rows that all queries share."""
@@ -162,6 +169,11 @@ class World:
                 }
             )
         return found
+
+
+def answer(session: Session, prompt: str) -> str:
+    """The model's own, by the most probable tokens; a word where it says nothing at once."""
+    return greedy_answer(session, prompt).strip()[:120] or "yes"
 
 
 def effect(top_S: np.ndarray, random_RS: np.ndarray) -> dict[str, Any]:
