@@ -19,6 +19,9 @@ import headwater
 from benchmarks.grammars import packed
 from benchmarks.verdict.tasks import DATA, TASKS, Task, make
 from headwater.atomic import write_atomically, write_json
+from headwater.audit import registry
+from headwater.audit.run import pass_seconds, run_checks
+from headwater.auditing import open_subject
 from headwater.demo.run import greedy_answer
 from headwater.index.examples import stored_examples
 from headwater.model import measures
@@ -31,6 +34,8 @@ from headwater.truth.retrain import ByRecipe, Experiment, retrain
 from headwater.types import Truth, UsageError
 
 PRIMARY = "grad_cos"
+BEARING = ("strength", "controls", "patch")  # the checks that leave evidence and train nothing
+RAW = (PRIMARY, "lexical", "repsim")  # whose highest score stands beside the verdict
 TRACED_SEED = 99  # of the training that is traced; the truth's are 0, 1, ...
 APART = 2.0  # standard errors between the group's effect and random rows', for a group that truly matters
 SMALLEST = 0.1  # nats: a smaller effect is none, however sure
@@ -151,6 +156,18 @@ class World:
         for values_N, query_id in zip(values_QN, query_ids, strict=True):
             made = made + without_top(values_N, k, label=query_id)
         return made
+
+    def evidence(self) -> dict[str, Any]:
+        """What the checks that bear on a verdict measured about each query, without any retraining; and their seconds."""
+        path = self.folder / "evidence.json"
+        if not path.exists():
+            subject = open_subject(self.run, base=self.base, training=self.size.recipe().model_dump())
+            pass_s = pass_seconds(subject)
+            found = run_checks(subject, [registry.get(name) for name in BEARING])
+            values = {name: values_Q.tolist() for name, values_Q in found.evidence.items()}
+            raw = {name: subject.asked.scores[name].values_QN.max(1).tolist() for name in RAW}
+            write_json(path, {"evidence": values, "raw": raw, "seconds": found.seconds, "training_pass_s": pass_s})
+        return json.loads(path.read_text())
 
     def outcomes(self) -> list[dict[str, Any]]:
         """Of each query: how far the measure fell without its group and without random rows, and whether that is a cause."""

@@ -72,6 +72,7 @@ def audit(
     validation: Any = None,
     features: Mapping[str, np.ndarray] | None = None,
     behaves: Callable[[str, Example], float] | None = None,
+    training: Mapping[str, Any] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     session: Session | None = None,
     data: Any = None,
@@ -81,10 +82,19 @@ def audit(
 
     `budget` is in minutes: checks run cheapest first, and what does not fit is `unknown`. `only` names the checks to run, `options` are
     theirs by name. `base` is the model before training, the run's own where its recipe says. `validation` are rows of the same kind that
-    were not trained on. `features` are columns to hold against the influence, `behaves` says whether a generated text shows the behaviour.
+    were not trained on. `training` says how the model was trained (the fields of `truth.finetune.Recipe`), where no Trainer's folder does.
+    `features` are columns to hold against the influence, `behaves` says whether a generated text shows the behaviour.
     """
     start = time.monotonic()
-    given = {"base": base, "validation": validation, "features": features, "behaves": behaves, "session": session, "data": data}
+    given = {
+        "base": base,
+        "validation": validation,
+        "features": features,
+        "behaves": behaves,
+        "training": training,
+        "session": session,
+        "data": data,
+    }
     subject = open_subject(run, trace=trace, seed=seed, **given)
     found = run_checks(subject, chosen(only, options), budget_s=None if budget is None else 60 * budget)
     told = verdicts(subject, found.evidence) if subject.trace is not None else ()
@@ -137,6 +147,7 @@ def open_subject(
     validation: Any = None,
     features: Mapping[str, np.ndarray] | None = None,
     behaves: Callable[[str, Example], float] | None = None,
+    training: Mapping[str, Any] | None = None,
     session: Session | None = None,
     data: Any = None,
     seed: int = 0,
@@ -153,7 +164,7 @@ def open_subject(
         trace=_asked(opened, session, trace),
         base=_base(recipe, session, base),
         validation=() if validation is None else api.encoded_queries(Path(run), validation, session),
-        training=_training(recipe),
+        training=_training(recipe) if training is None else training,
         features=dict(features or {}),
         behaves=behaves,
         seed=seed,

@@ -20,6 +20,7 @@ _HOMES = {
     "identity": "headwater.audit.identity:Identity",
     "sketch": "headwater.audit.sketch:Sketch",
     "hubs": "headwater.audit.hubs:Hubs",
+    "strength": "headwater.audit.strength:Strength",
     "artefacts": "headwater.audit.artefacts:Artefacts",
     "controls": "headwater.audit.controls:Controls",
     "patch": "headwater.audit.patch:Patch",

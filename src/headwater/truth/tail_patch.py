@@ -65,7 +65,8 @@ def tail_patch(
     order, `-lr grad m_q . grad L_set`: what gradient methods predict, times lr. The trainable parameters (an adapter's, where there is
     one; those named in `scope`, where that is given) are stepped on and put back, bit for bit. `asked_DQ` says which queries are measured
     after which set, all of them where not given; the others are NaN. The first design, "none", has no step: `changes` takes the others'
-    difference from it. A set whose step is not finite is marked as diverged. Cost: for each set `steps` passes over its rows, and a pass over the queries.
+    difference from it. A set whose step is not finite is marked as diverged. Cost: for each set `steps` passes over its rows, and a pass
+    over the queries.
     """
     word = "step" if patch.way == "down" else "unlearn"
     sets = sets or Designs(tuple(f"{word}/{row.id}" for row in rows), np.eye(len(rows), dtype=bool))
