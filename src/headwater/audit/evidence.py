@@ -30,6 +30,11 @@ EVIDENCE = {
         Evidence(
             "learned", nats("from the model before training, a few steps on these rows move the answer {} on random rows"), np.arcsinh
         ),
+        Evidence(
+            "needed",
+            lambda v: f"without these rows their neighbours bring the answer {abs(v):.2g} nats {'less far' if v > 0 else 'further'}",
+            np.arcsinh,
+        ),
         Evidence("unlearned", nats("a few steps away from these rows move the answer {} away from random rows"), np.arcsinh),
         Evidence("moved", lambda v: f"training as a whole moved the answer by {v:+.3g} nats", np.arcsinh),
         Evidence(

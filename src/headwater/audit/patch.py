@@ -1,8 +1,9 @@
 """Cause 3, behaviour, at the price of a few steps: does the answer move when the model is stepped on the named rows, or away from them?
 
-Two tail patches of every group. *Learned*: from the model before training, steps down the loss of the group: do these rows alone bring the
-answer about? *Unlearned*: from the trained model, steps up their loss: does the answer go with them? Each against random groups of as many
-rows, and against the groups that BM25 and RepSim would have named. Q queries · R random groups · D sets of rows · N training rows
+Tail patches of every group. *Learned*: from the model before training, steps down the loss of the group: do these rows bring the answer
+about? *Needed*: the same on the group together with the rows that come after it, and on those alone: would the answer come about without
+the group? *Unlearned*: from the trained model, steps up the group's loss: does the answer go with it? Beside them random groups of as many
+rows, and those that BM25 and RepSim would have named. Q queries · R random groups · D sets of rows · N training rows
 """
 
 from __future__ import annotations
@@ -31,25 +32,23 @@ RIVALS = ("lexical", "repsim")
 
 @dataclass(frozen=True)
 class Effects:
-    """How far each query's measure moved towards (away from, for unlearned) the answer, in nats, by kind of group."""
+    """How far each query's measure moved, towards the answer for steps down and away from it for steps up, by kind of group, in nats."""
 
     before_Q: np.ndarray  # the measure without a step
-    own_Q: np.ndarray
     random_RQ: np.ndarray
-    rivals: Mapping[str, np.ndarray]  # [Q] by method
+    of: Mapping[str, np.ndarray]  # [Q] by kind
 
     @property
     def above_random_Q(self) -> np.ndarray:
-        return self.own_Q - np.nanmean(self.random_RQ, axis=0)
+        return self.of["named"] - np.nanmean(self.random_RQ, axis=0)
 
 
 @dataclass(frozen=True)
 class Patch:
     """Steps of AdamW with the training's own learning rate (1e-3 where that is not known) on each query's named group.
 
-    `fail` where the named groups move their answers no further than random ones (the mean over queries is below 0 with its interval, or
-    its interval contains 0 with `fewest` queries or more); `warn` where BM25's groups move them as far: the gradients add nothing here.
-    Cost: for each group `steps` passes over its rows, Q (1 + rivals) + R groups in all.
+    `fail` where the named groups move their answers no further than random ones (the 95 % interval of the mean over queries is not above
+    0); `warn` where BM25's groups move them as far: the gradients add nothing here. Cost: `steps` passes over the rows of each group.
     """
 
     name: ClassVar[str] = "patch"
@@ -60,54 +59,69 @@ class Patch:
     draws: int = 8
     steps: int = 10  # down, from the model before training
     unlearning_steps: int = 3  # up, from the trained model: more of them destroy it altogether
+    neighbours: int = 3  # times as many rows as the group has, the next in its ranking
     lr: float | None = None
     fewest: int = FEWEST
 
     def passes(self, subject: Subject) -> float:
         n_queries = 0 if subject.trace is None else len(subject.asked.queries)
         k = 0 if subject.trace is None else subject.asked.k
-        down = self.steps * (n_queries * (1 + len(RIVALS)) + self.draws) if subject.base is not None else 0
+        groups = n_queries * (1 + len(RIVALS) + 1 + 2 * self.neighbours) + self.draws
+        down = self.steps * groups if subject.base is not None else 0
         return k * (down + self.unlearning_steps * (n_queries + self.draws)) / max(len(subject.rows), 1)
 
     def __call__(self, subject: Subject) -> Report:
         lr = self.lr or float(subject.training.get("lr") or UNKNOWN_LR)
-        unlearned = self._effects(subject, subject.session, Steps(lr, self.unlearning_steps, "adamw", "up"), rivals=())
+        named = {"named": subject.group_QK}
+        unlearned = self._effects(subject, subject.session, Steps(lr, self.unlearning_steps, "adamw", "up"), named)
         findings = [self._finding(subject, "unlearned", unlearned, f"{self.unlearning_steps} steps away from")]
         evidence = {"unlearned": unlearned.above_random_Q}
         if subject.base is None:
             step = "Name the model before training: --base MODEL."
             unknown = Finding("patch: learned", "unknown", "Not measured: the model before training is not known.", next_step=step)
             return Report([*findings, unknown], evidence)
-        learned = self._effects(subject, subject.base_session, Steps(lr, self.steps, "adamw", "down"), rivals=RIVALS)
+        learned = self._effects(
+            subject, subject.base_session, Steps(lr, self.steps, "adamw", "down"), named | self._neighbours(subject) | self._rivals(subject)
+        )
         findings.append(self._finding(subject, "learned", learned, f"{self.steps} steps from the model before training on"))
-        findings += [self._against(subject, name, learned) for name in learned.rivals]
-        evidence |= {"learned": learned.above_random_Q, "moved": unlearned.before_Q - learned.before_Q}
+        findings += [self._against(subject, name, learned) for name in RIVALS]
+        evidence |= {
+            "learned": learned.above_random_Q,
+            "needed": learned.of["with"] - learned.of["without"],
+            "moved": unlearned.before_Q - learned.before_Q,
+        }
         return Report(findings, evidence, [_plot(learned)])
 
-    def _effects(self, subject: Subject, session: Session, steps: Steps, *, rivals: Sequence[str]) -> Effects:
-        queries, groups = subject.asked.queries, subject.group_QK
-        others = {name: [proponents(v_N, subject.asked.k) for v_N in control_scores(subject, name).values_QN] for name in rivals}
-        sets = [*groups, *(group for named in others.values() for group in named), *subject.random_groups(self.draws)]
-        n_own = len(queries) * (1 + len(others))
-        asked_DQ = np.concatenate(
-            [*[np.eye(len(queries), dtype=bool)] * (1 + len(others)), np.ones((self.draws, len(queries)), dtype=bool)]
-        )
+    def _neighbours(self, subject: Subject) -> dict[str, list[np.ndarray]]:
+        """The rows that come after each group, with it and without it."""
+        n = subject.asked.k * (1 + self.neighbours)
+        near = [np.argsort(-np.nan_to_num(values_N, nan=-np.inf), kind="stable")[:n] for values_N in subject.scores.values_QN]
+        return {"with": near, "without": [np.setdiff1d(one, group) for one, group in zip(near, subject.group_QK, strict=True)]}
+
+    def _rivals(self, subject: Subject) -> dict[str, list[np.ndarray]]:
+        return {name: [proponents(v_N, subject.asked.k) for v_N in control_scores(subject, name).values_QN] for name in RIVALS}
+
+    def _effects(self, subject: Subject, session: Session, steps: Steps, groups: Mapping[str, Sequence[np.ndarray]]) -> Effects:
+        n_queries = len(subject.asked.queries)
+        sets = [*(group for of_kind in groups.values() for group in of_kind), *subject.random_groups(self.draws)]
+        asked_DQ = np.concatenate([*[np.eye(n_queries, dtype=bool)] * len(groups), np.ones((self.draws, n_queries), dtype=bool)])
         truth = tail_patch(
-            session, subject.rows, queries, steps, sets=_designs(sets, len(subject.rows)), asked_DQ=asked_DQ,
+            session, subject.rows, subject.asked.queries, steps, sets=_designs(sets, len(subject.rows)), asked_DQ=asked_DQ,
             scope=[block.name for block in subject.stored.layout.blocks], measure=subject.asked.measure,
         )  # fmt: skip
         moved_DQ = changes(truth) * (1 if steps.way == "down" else -1)
-        own = [np.diagonal(part_QQ).copy() for part_QQ in np.split(moved_DQ[:n_own], 1 + len(others))]
-        before_Q = truth.outcomes_DSQ[truth.designs.index(NONE), 0]
-        return Effects(before_Q, own[0], moved_DQ[n_own:], dict(zip(others, own[1:], strict=True)))
+        parts_KQQ = np.split(moved_DQ[: n_queries * len(groups)], len(groups))
+        of = {kind: np.diagonal(part_QQ).copy() for kind, part_QQ in zip(groups, parts_KQQ, strict=True)}
+        return Effects(truth.outcomes_DSQ[truth.designs.index(NONE), 0], moved_DQ[n_queries * len(groups) :], of)
 
     def _finding(self, subject: Subject, what: str, effects: Effects, steps: str) -> Finding:
         figure = mean_figure(effects.above_random_Q, seed=subject.seed)
-        beyond = np.mean(effects.own_Q > effects.random_RQ.max(0))
+        beyond = np.mean(effects.of["named"] > effects.random_RQ.max(0))
         unit = subject.asked.measure.unit
+        named, random = np.nanmean(effects.of["named"]), np.nanmean(effects.random_RQ)
         because = (
-            f"{steps[0].upper()}{steps[1:]} the named rows move the answer {np.nanmean(effects.own_Q):.3g} {unit or ''}, on random rows "
-            f"{np.nanmean(effects.random_RQ):.3g}; further than each of {len(effects.random_RQ)} random groups for {beyond:.0%} of queries."
+            f"{steps[0].upper()}{steps[1:]} the named rows move the answer {named:.3g} {unit or ''}, on random rows {random:.3g}; "
+            f"further than each of {len(effects.random_RQ)} random groups for {beyond:.0%} of queries."
         )
         status = self._status(figure)
         step = (
@@ -124,7 +138,7 @@ class Patch:
 
     def _against(self, subject: Subject, rival: str, effects: Effects) -> Finding:
         """The paired test: do the primary method's groups move their answers further than the rival's?"""
-        figure = mean_figure(effects.own_Q - effects.rivals[rival], seed=subject.seed)
+        figure = mean_figure(effects.of["named"] - effects.of[rival], seed=subject.seed)
         unit = subject.asked.measure.unit
         adds = figure.interval is not None and figure.interval[0] > 0
         status = "unknown" if figure.interval is None or figure.n < self.fewest else "ok" if adds else "warn"
@@ -146,7 +160,7 @@ def _designs(groups: Sequence[np.ndarray], n_rows: int) -> Designs:
 
 
 def _plot(effects: Effects) -> Plot:
-    kinds = {"named": effects.own_Q, **effects.rivals, "random": effects.random_RQ.mean(0)}
+    kinds = {name: effects.of[name] for name in ("named", *RIVALS)} | {"random": effects.random_RQ.mean(0)}
     figures = {name: mean_figure(values_Q) for name, values_Q in kinds.items()}
     low, high = (tuple(f.interval[i] if f.interval else None for f in figures.values()) for i in (0, 1))
     bars = Series("mean over queries", tuple(figures), tuple(float(f.value) for f in figures.values()), low, high)
