@@ -2,12 +2,12 @@
 
     python -m benchmarks.verdict [--json] [--write] [--work runs/verdict] [--processes 2] [--small]
 
-Four tasks (a planted behaviour, facts that are said 1 to 18 times, classes of 3 to 60 rows, pieces of wikitext-2), two worlds of each, 42
+Four tasks (a planted behaviour, facts that are said 2 to 36 times, classes of 3 to 100 rows, pieces of wikitext-2), two worlds of each, 42
 queries in a world: most have their cause in some rows, a sixth have none, a sixth are the model's own answers to what no row is about. A
 tiny language model is trained on each world's 300 rows and traced; the first ten rows of the primary method are a query's named group. What
 the checks measure about it without training again is the evidence. The truth: the model is trained again, from the start with five seeds,
-without the group, and without each of six random groups of ten rows. A group is a cause where the answer's log-probability falls further
-without it than without random rows, by two standard errors (over seeds, paired, and over random groups) and a tenth of a nat.
+without the group, and without each of five random groups of ten rows. A group is a cause where the answer's log-probability falls further
+without it than without random rows by two standard errors (over seeds, paired, and over random groups), and to less than half (.69 nats).
 
 The work folder is gone on with where a call stopped. `--write` puts the records into the package: what its verdicts are fitted to.
 """
@@ -25,7 +25,7 @@ import torch
 from benchmarks.record import record
 from benchmarks.small import rounded
 from benchmarks.verdict.judge import figures
-from benchmarks.verdict.world import SMALL, Size, World, known_tasks, make_base
+from benchmarks.verdict.world import PRIMARY, SMALL, Size, World, known_tasks, make_base
 from headwater.atomic import write_json
 
 SHIPPED = Path(__file__).parents[2] / "src" / "headwater" / "audit" / "calibration.json"
@@ -47,7 +47,7 @@ def main() -> None:
     if given.write:
         kept = ("id", "task", "world", "kind", "caused", "effect", "standard_error", "evidence")
         records = [{name: one[name] for name in kept} for one in result["records"]]
-        write_json(SHIPPED, {"command": command, "records": records})
+        write_json(SHIPPED, {"command": command, "method": PRIMARY, "records": records})
     if given.json:
         record("verdict", result, command)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.verdict.world import PRIMARY
 from headwater.audit.calibration import Calibration, Judged, auroc
 from headwater.audit.verdict import CONTRADICTED, SUPPORTED
 from headwater.evaluate.figure import proportion_figure
@@ -14,7 +15,7 @@ from headwater.evaluate.figure import proportion_figure
 
 def figures(records: Sequence[Mapping[str, Any]], *, fitted: int = 2) -> dict[str, Any]:
     """Every record is judged by each fit on `fitted` tasks that are not its own; all judgements count."""
-    known = Calibration.of(records)
+    known = Calibration.of(records, PRIMARY)
     judged = known.left_out(known.usable(list(known.evidence)), fitted=fitted)
     raw = {name: np.array([record["raw"][name] for record in records]) for name in records[0]["raw"]}
     by_task = {task: _of(judged, known.task_M == task) for task in known.tasks}

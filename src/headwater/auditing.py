@@ -30,10 +30,10 @@ from headwater.model import measures
 from headwater.model.session import Session
 from headwater.rank.export import trace_folder
 from headwater.rank.trace import check_index
-from headwater.recipe import IndexRecipe
+from headwater.recipe import IndexRecipe, ModelOptions
 from headwater.retraining import named_base
 from headwater.truth.trained import recipe_of
-from headwater.types import Example, Finding, HeadwaterError, Verdict
+from headwater.types import Example, Finding, HeadwaterError, UsageError, Verdict
 
 BEFORE = ("numerics", "coverage", "duplicates", "repetition")
 """What `headwater check` runs: all that needs nothing but a model and rows."""
@@ -182,12 +182,25 @@ def _asked(run: api.Run, session: Session, name: str | None) -> Asked | None:
 
 
 def _base(recipe: IndexRecipe, session: Session, base: str | Path | None) -> Callable[[], Session] | None:
-    """How to load the model before training: the one that is named, the one under the run's adapter, or the one that the run names."""
+    """How to load the model before training: the one that is named, a LoRA's with its B at zero, or the one that the run names."""
+    if base is None and session.adapter is not None and not recipe.model.merge:
+        return partial(_untrained, recipe.model, session)
     path = str(base) if base is not None else session.name if session.adapter is not None else named_base(recipe)
-    if path is None:
-        return None
-    plain = {"path": path, "revision": None if base is not None else recipe.model.revision, "adapter": None, "merge": False}
-    return partial(open_session, recipe.model.model_copy(update={**plain, "zero_adapter": False}), tokenizer=session.tokenizer)
+    return None if path is None else partial(_plain, recipe.model, session, path)
+
+
+def _untrained(options: ModelOptions, session: Session) -> Session:
+    """The adapter before it learned anything, where that can be had: its parameters are those of the index."""
+    try:
+        return open_session(options.model_copy(update={"zero_adapter": True}), tokenizer=session.tokenizer)
+    except UsageError:
+        return _plain(options, session, session.name)
+
+
+def _plain(options: ModelOptions, session: Session, path: str) -> Session:
+    revision = options.revision if path == options.path else None
+    plain = {"path": path, "revision": revision, "adapter": None, "merge": False, "zero_adapter": False}
+    return open_session(options.model_copy(update=plain), tokenizer=session.tokenizer)
 
 
 def _training(recipe: IndexRecipe) -> dict[str, Any]:

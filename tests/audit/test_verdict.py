@@ -30,7 +30,7 @@ def records(*, n: int = 80, seed: int = 0, strength: float = 2.0) -> list[dict[s
 
 @pytest.fixture(scope="module")
 def calibration() -> Calibration:
-    return Calibration.of(records())
+    return Calibration.of(records(), "grad_cos")
 
 
 def test_the_fit_is_that_of_ridge_logistic_regression():
@@ -56,9 +56,11 @@ def test_a_record_is_judged_by_fits_that_have_not_seen_its_task(calibration: Cal
     found = calibration.left_out(["learned"])
     assert np.bincount(found.record_J, minlength=80).tolist() == [3] * 80  # of the 6 pairs of tasks, 3 are without its own
     own = calibration.task_M == "a"
-    wrong = Calibration(calibration.evidence, np.where(own, ~calibration.caused_M, calibration.caused_M), calibration.task_M)
+    wrong = Calibration(
+        calibration.evidence, calibration.method, np.where(own, ~calibration.caused_M, calibration.caused_M), calibration.task_M
+    )
     of_a = own[found.record_J]
-    with_b_and_c = Calibration(wrong.evidence, wrong.caused_M, wrong.task_M).left_out(["learned"])
+    with_b_and_c = Calibration(wrong.evidence, wrong.method, wrong.caused_M, wrong.task_M).left_out(["learned"])
     np.testing.assert_array_equal(found.probability_J[of_a], with_b_and_c.probability_J[of_a])  # a's own labels change nothing about a
 
 
@@ -109,6 +111,12 @@ def test_removal_decides_alone_and_says_nothing_below_twice_its_noise():
     assert unclear is not None
     assert [one.status for one in (clear, against, unclear)] == ["supported", "contradicted", "unknown"]
     assert removed("q", {"learned": 3.0}) is None
+
+
+def test_of_another_methods_trace_only_what_is_not_on_the_scale_of_its_scores_counts(calibration: Calibration):
+    assert calibration.usable(["learned", "lexical"], "grad_cos") == ("learned", "lexical")
+    assert calibration.usable(["learned", "lexical"], "repsim") == ("learned",)
+    assert judged("q", {"lexical": 0.9}, calibration, method="repsim").status == "unknown"
 
 
 @pytest.mark.parametrize("name", EVIDENCE)

@@ -9,7 +9,7 @@ M records · F features · Q queries
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib import resources
@@ -52,24 +52,26 @@ class Calibration:
     """Records of traced queries: evidence (NaN where it was not measured), the task, and whether the group was truly a cause."""
 
     evidence: Mapping[str, np.ndarray]  # [M] by name
+    method: str  # whose groups they are
     caused_M: np.ndarray  # bool
     task_M: np.ndarray
 
     @staticmethod
-    def of(records: Sequence[Mapping[str, Any]]) -> Calibration:
+    def of(records: Sequence[Mapping[str, Any]], method: str) -> Calibration:
         """From one mapping for each query: task, caused, and evidence by name (null: not measured)."""
         names = [name for name in EVIDENCE if any(record["evidence"].get(name) is not None for record in records)]
         values = {name: [record["evidence"].get(name) for record in records] for name in names}
         evidence = {name: np.array([np.nan if one is None else one for one in column], dtype=float) for name, column in values.items()}
-        return Calibration(evidence, np.array([r["caused"] for r in records], dtype=bool), np.array([r["task"] for r in records]))
+        return Calibration(evidence, method, np.array([r["caused"] for r in records], dtype=bool), np.array([r["task"] for r in records]))
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self.task_M.tolist()))
 
-    def usable(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Those that the records have, in the order of `EVIDENCE`."""
-        return tuple(name for name in EVIDENCE if name in names and name in self.evidence)
+    def usable(self, names: Collection[str], method: str | None = None) -> tuple[str, ...]:
+        """Those that the records have, in the order of `EVIDENCE`; of another method's trace what is not on the scale of its scores."""
+        same = method is None or method == self.method
+        return tuple(name for name, one in EVIDENCE.items() if name in names and name in self.evidence and (same or not one.of_scores))
 
     def matrix(self, names: Sequence[str], evidence: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
         """[M or Q, F] on the scales of `EVIDENCE`."""
@@ -157,4 +159,5 @@ def auroc(values: np.ndarray, positive: np.ndarray) -> float:
 def shipped() -> Calibration:
     """The records that the package carries."""
     text = resources.files("headwater.audit").joinpath("calibration.json").read_text(encoding="utf-8")
-    return Calibration.of(json.loads(text)["records"])
+    value = json.loads(text)
+    return Calibration.of(value["records"], value["method"])

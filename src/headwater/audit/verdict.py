@@ -27,7 +27,10 @@ def verdicts(subject: Subject, evidence: Mapping[str, np.ndarray], calibration: 
     ids = [query.id for query in subject.asked.queries]
     by_query = [{name: float(values_Q[q]) for name, values_Q in evidence.items() if np.isfinite(values_Q[q])} for q in range(len(ids))]
     known = calibration or shipped()
-    return tuple(removed(one, known_of) or judged(one, known_of, known) for one, known_of in zip(ids, by_query, strict=True))
+    return tuple(
+        removed(one, known_of) or judged(one, known_of, known, method=subject.asked.primary)
+        for one, known_of in zip(ids, by_query, strict=True)
+    )
 
 
 def removed(query_id: str, evidence: Mapping[str, float]) -> Verdict | None:
@@ -44,8 +47,9 @@ def removed(query_id: str, evidence: Mapping[str, float]) -> Verdict | None:
     return Verdict(query_id, "supported" if effect > 0 else "contradicted", None, (finding,))
 
 
-def judged(query_id: str, evidence: Mapping[str, float], calibration: Calibration) -> Verdict:
-    names = calibration.usable([name for name in evidence if name in EVIDENCE])
+def judged(query_id: str, evidence: Mapping[str, float], calibration: Calibration, *, method: str | None = None) -> Verdict:
+    """By the evidence that there is: evidence on the scale of another method's scores than the calibration's says nothing."""
+    names = calibration.usable(evidence, method)
     if not names:
         return Verdict(
             query_id, "unknown", None, (Finding("verdict", "unknown", "Nothing that bears on it was measured.", next_step=MORE),)
