@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,9 +49,8 @@ class Failing(Rows):
 
 
 @pytest.fixture(autouse=True)
-def checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_registered", {"rows": Rows, "failing": Failing})
-    yield
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def _count_line(trace: Trace, said: Told) -> Markup:
 def _standing(said: Told, findings: Sequence[Finding]) -> Markup:
     if said.any:
         return join(
-            "A verdict is the probability that removing the rows listed for a query changes its output more than removing as many at random."
+            "A verdict is the probability that removing a query's listed rows changes its output more than removing as many at random."
         )
     unknown = join(status("unknown", word="verdict unknown"), " ")
     if said.of_another:
