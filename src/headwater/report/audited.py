@@ -46,7 +46,7 @@ def verdict_section(
         "verdict",
         "Can this be believed?",
         _count_line(trace, said) if said.any else None,
-        el("p", _standing(said, findings), class_="verdict-note"),
+        el("p", _standing(trace, said, findings), class_="verdict-note"),
         _cards(trace, said) if said.any else None,
         _to_do(trace, said, findings, command),
         el("p", foreign(calibration_sentence(audit.calibration)), class_="quiet") if audit and _probable(said) else None,
@@ -62,11 +62,10 @@ def _count_line(trace: Trace, said: Told) -> Markup:
     )
 
 
-def _standing(said: Told, findings: Sequence[Finding]) -> Markup:
+def _standing(trace: Trace, said: Told, findings: Sequence[Finding]) -> Markup:
     if said.any:
-        return join(
-            "A verdict is the probability that removing a query's listed rows changes its output more than removing as many at random."
-        )
+        rows = f"removing the rows that {trace.primary} lists for a query"
+        return join(f"A verdict is the probability that {rows} changes its output more than removing as many at random.")
     unknown = join(status("unknown", word="verdict unknown"), " ")
     if said.of_another:
         return join(
@@ -76,7 +75,7 @@ def _standing(said: Told, findings: Sequence[Finding]) -> Markup:
             "; the trace on this page was not audited.",
         )
     if findings:
-        return join(unknown, "The findings below are what was measured about this trace; none of them is about a single query.")
+        return join(unknown, "The findings below are what was measured about this trace; no verdict was made of it.")
     return join(unknown, "Nothing was audited for this run. A ranking is evidence, not proof.")
 
 

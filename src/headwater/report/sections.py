@@ -25,7 +25,7 @@ def header_facts(trace: Trace) -> Markup:
         ("Reference queries", reference),
         ("Measure", f"{trace.measure.name.replace('_', ' ')} ({trace.measure.unit or 'no unit'})"),
         ("Primary method", trace.primary),
-        ("Traced", trace.created.replace("T", " ").replace("Z", " UTC")),
+        ("Traced", trace.created.replace("T", " ").replace("Z", " UTC").replace("+00:00", " UTC")),
         ("Headwater", trace.headwater),
     ]
     return facts(pairs)

@@ -38,6 +38,7 @@ def explorer(trace: Trace, said: Told = NOT_AUDITED) -> dict[str, Any]:
         "top": TOP,
         "kinds": KINDS,
         "marks": SHAPES,
+        "audited": said.any,
         "measure": trace.measure.model_dump(),
         "primary": trace.primary,
         "methods": [{"name": m.name, "unit": m.unit, "summary": m.summary, "provenance": _pretty(m.provenance)} for m in methods],

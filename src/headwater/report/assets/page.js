@@ -332,7 +332,7 @@ function overlapCell(count, same, size) {
 // ------------------------------------------------------------------------------------------------------- the explorer
 
 const queryLabel = (query) => [h("span", { class: "tab-name" }, foreign(query.id)), query.kind && query.kind !== query.id ? badge(query.kind, kindTitle(query.kind)) : null,
-  query.verdict.word === "unknown" ? null : h("span", { class: `tab-verdict status status-${query.verdict.mark}` }, mark(query.verdict.mark), h("span", { class: "visually-hidden" }, query.verdict.word)),
+  data.audited ? h("span", { class: `tab-verdict status status-${query.verdict.mark}` }, mark(query.verdict.mark), h("span", { class: "visually-hidden" }, query.verdict.word)) : null,
   h("span", { class: "tab-text" }, oneLine(query.prompt, 70))];
 const methodLabel = (method) => [method.name, method.name === data.primary ? [" ", h("span", { class: "tab-note" }, "primary")] : null];
 
