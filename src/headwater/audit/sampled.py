@@ -14,11 +14,13 @@ from headwater.corpus import collate, plan_batches
 from headwater.gradient.rows import row_engine
 from headwater.gradient.scope import find_scope, make_layout
 from headwater.gradient.sketch import SketchSpec
+from headwater.index.read import StoredIndex
 from headwater.model.measures import LOSS
 from headwater.model.session import Session
 from headwater.types import Batch, Example, Layout
 
 SMALL_SHARE = 0.01  # of the median norm: a gradient shorter than this is judged on that scale, where rounding is not all there is
+KNOWN_BY_HEART = 0.05  # nats: below it the losses of all rows are alike
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,20 @@ def passed(
     return Passed(loss_S, gradient_SD)
 
 
+@torch.no_grad()
+def losses(session: Session, rows: Sequence[Example], *, token_budget: int = 1024) -> np.ndarray:
+    """[S] each row's loss, the sum over its targets, without dropout. Cost: a forward pass over the rows."""
+    found_S = np.empty(len(rows))
+    training = [module for module in session.model.modules() if module.training]
+    session.model.eval()
+    for positions in plan_batches([row.n_tokens for row in rows], token_budget=token_budget):
+        outputs = session.run(collate([rows[i] for i in positions], pad_id=session.pad_id))
+        found_S[list(positions)] = LOSS.fn(outputs, outputs.batch).double().cpu().numpy()
+    for module in training:
+        module.training = True
+    return found_S
+
+
 def widened(rows: Sequence[Example], pad_id: int, extra: int) -> Batch:
     """The rows in one batch, with more padding to the right than they need."""
     batch = collate(rows, pad_id=pad_id)
@@ -88,6 +104,13 @@ def differences(one: Passed, other: Passed) -> Tensor:
     loss_S = (one.loss_S - other.loss_S).abs() / one.loss_S.abs().clamp(min=1.0)
     apart_S = (one.gradient_SD - other.gradient_SD).norm(dim=1)
     return torch.maximum(loss_S, torch.where(scale_S > 0, apart_S / scale_S, apart_S))
+
+
+def stored_loss_apart(index: StoredIndex, rows: Sequence[Example], live: Passed) -> Tensor:
+    """[S] `|stored - live| / live` of the losses under the rows' ids, live ones of `KNOWN_BY_HEART` at least; infinite where not known."""
+    at = index.positions_of([row.id for row in rows])
+    stored_S = torch.from_numpy(np.asarray(index.column("loss"), dtype=np.float64)[at])
+    return torch.nan_to_num((stored_S - live.loss_S).abs() / live.loss_S.abs().clamp(min=KNOWN_BY_HEART), nan=torch.inf)
 
 
 def cosines(one_SD: Tensor, other_SD: Tensor) -> Tensor:
