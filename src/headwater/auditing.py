@@ -20,10 +20,11 @@ import numpy as np
 from headwater import api
 from headwater.atomic import write_atomically, write_json
 from headwater.audit import registry
+from headwater.audit.calibration import shipped
 from headwater.audit.check import Check
 from headwater.audit.run import Audit, run_checks
 from headwater.audit.subject import Asked, Subject
-from headwater.audit.verdict import verdicts
+from headwater.audit.verdict import calibrated_on, verdicts
 from headwater.index.build import IN_MEMORY, open_corpus, open_session
 from headwater.index.examples import stored_examples
 from headwater.model import measures
@@ -98,11 +99,13 @@ def audit(
     subject = open_subject(run, trace=trace, seed=seed, **given)
     found = run_checks(subject, chosen(only, options), budget_s=None if budget is None else 60 * budget)
     told = verdicts(subject, found.evidence) if subject.trace is not None else ()
+    used = () if subject.trace is None else shipped().usable(found.evidence, subject.trace.primary)
     name = None if subject.trace is None else str(subject.trace.record["name"])
     facts = {
         "headwater": version("headwater"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "total_s": round(time.monotonic() - start, 2),
+        "calibration": calibrated_on(shipped(), used),
     }
     result = RunAudit(Path(run), name, found, told, facts)
     lines = "".join(json.dumps(finding.to_json()) + "\n" for finding in result.findings)

@@ -85,6 +85,17 @@ class Calibration:
         return fit_logistic(x_MF[used_M], self.caused_M[used_M], tuple(names))
 
     def left_out(self, names: Sequence[str], *, fitted: int = 2) -> Judged:
+        """See `_left_out`; computed once for each set of names."""
+        key = (tuple(names), fitted)
+        if key not in self._judged:
+            self._judged[key] = self._left_out(*key)
+        return self._judged[key]
+
+    @cached_property
+    def _judged(self) -> dict[tuple[tuple[str, ...], int], Judged]:
+        return {}
+
+    def _left_out(self, names: Sequence[str], fitted: int) -> Judged:
         """Each record's probability by every fit on `fitted` tasks that are not its own: what to expect on a task of another kind."""
         x_MF, fitted = self.matrix(names), min(fitted, len(self.tasks) - 1)
         known_M = np.isfinite(x_MF).all(1)

@@ -7,7 +7,7 @@ Q queries · F pieces of evidence
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def judged(query_id: str, evidence: Mapping[str, float], calibration: Calibratio
         return Verdict(
             query_id, "unknown", None, (Finding("verdict", "unknown", "Nothing that bears on it was measured.", next_step=MORE),)
         )
-    worth = _worth(calibration, names)
+    worth = calibration.left_out(names).auroc
     if not worth >= WORTH:
         why = f"What was measured ({', '.join(names)}) has an AUROC of {worth:.2f} only for true causes, on tasks it was not fitted to."
         return Verdict(query_id, "unknown", None, (Finding("verdict", "unknown", why, value=worth, next_step=MORE),))
@@ -80,11 +80,16 @@ def _finding(name: str, value: float, part: float) -> Finding:
     return Finding(f"verdict: {name}", "ok" if part > 0 else "warn", EVIDENCE[name].words(value), value=value)
 
 
-_worths: dict[tuple[int, tuple[str, ...]], float] = {}
-
-
-def _worth(calibration: Calibration, names: Sequence[str]) -> float:
-    key = (id(calibration), tuple(names))
-    if key not in _worths:
-        _worths[key] = calibration.left_out(names).auroc
-    return _worths[key]
+def calibrated_on(calibration: Calibration, names: Sequence[str]) -> dict[str, Any] | None:
+    """What a page says of the probabilities: the records they were fitted to, and how such fits did on tasks that they had not seen."""
+    if not names:
+        return None
+    found = calibration.left_out(names)
+    return {
+        "tasks": list(calibration.tasks),
+        "n_queries": len(calibration.caused_M),
+        "evidence": list(names),
+        "auroc": found.auroc,
+        "ece": found.expected_calibration_error,
+        "bins": found.bins(),
+    }
