@@ -16,14 +16,14 @@ from headwater.evaluate.figure import proportion_figure
 def figures(records: Sequence[Mapping[str, Any]], *, fitted: int = 2) -> dict[str, Any]:
     """Every record is judged by each fit on `fitted` tasks that are not its own; all judgements count."""
     known = Calibration.of(records, PRIMARY)
-    judged = known.left_out(known.usable(list(known.evidence)), fitted=fitted)
+    judged = known.left_out(known.usable(known.evidence), fitted=fitted)
     raw = {name: np.array([record["raw"][name] for record in records]) for name in records[0]["raw"]}
     by_task = {task: _of(judged, known.task_M == task) for task in known.tasks}
     return {
         "auroc": judged.auroc,
         "auroc_by_task": {task: one.auroc for task, one in by_task.items()},
         "auroc_of_raw_scores": {name: auroc(values_M[judged.record_J], judged.caused_J) for name, values_M in raw.items()},
-        "auroc_of_each": {name: known.left_out([name], fitted=fitted).auroc for name in known.usable(list(known.evidence))},
+        "auroc_of_each": {name: known.left_out([name], fitted=fitted).auroc for name in known.usable(known.evidence)},
         "auroc_without": _without(known, fitted),
         "ece": judged.expected_calibration_error,
         "ece_by_task": {task: one.expected_calibration_error for task, one in by_task.items()},
@@ -52,7 +52,9 @@ def shares(records: Sequence[Mapping[str, Any]], judged: Judged) -> dict[str, An
 
 
 def _without(known: Calibration, fitted: int) -> dict[str, float]:
-    names = known.usable(list(known.evidence))
+    names = known.usable(known.evidence)
+    if len(names) < 2:
+        return {}
     return {name: known.left_out([other for other in names if other != name], fitted=fitted).auroc for name in names}
 
 
