@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -72,8 +72,16 @@ def at_minimum(model: SmallModel, minimise: Minimiser) -> SmallModel:
     return replace(model, start_D=reached.theta_D)
 
 
+class Net(Protocol):
+    """A network on one flat vector, such as `Tanh`."""
+
+    def drawn(self, seed: int | Sequence[int]) -> Tensor: ...
+
+    def __call__(self, theta_D: Tensor, x_NI: Tensor, /) -> Tensor: ...
+
+
 def trained_together(
-    net: Tanh, x_NI: Tensor, y_N: Tensor, kept_SN: np.ndarray, seeds_S: Sequence[int | Sequence[int]], *, steps: int, decay: float = 0.0
+    net: Net, x_NI: Tensor, y_N: Tensor, kept_SN: np.ndarray, seeds_S: Sequence[int | Sequence[int]], *, steps: int, decay: float = 0.0
 ) -> Tensor:
     """[S, D] as many networks, each on its kept rows from its own start: cross-entropy in the mean over them, by Adam over all at once.
 

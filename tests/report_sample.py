@@ -248,8 +248,8 @@ def sample_corpus() -> dict[str, Any]:
     }
 
 
-def write_sample_run(run: Path, *, trace: dict[str, Any] | None = None) -> Path:
-    """A run folder with every artefact that the page reads."""
+def write_sample_run(run: Path, *, trace: dict[str, Any] | None = None, audit: dict[str, Any] | None = None) -> Path:
+    """A run folder with every artefact that the page reads; an audit only where one is given."""
     index = {
         "format": 1,
         "dtype": "bfloat16",
@@ -267,6 +267,7 @@ def write_sample_run(run: Path, *, trace: dict[str, Any] | None = None) -> Path:
         "corpus.json": sample_corpus(),
         "index/index.json": index,
         "scores/demo/trace.json": trace or sample_trace(),
+        **({"audit.json": audit} if audit else {}),
     }
     for name, value in files.items():
         path = run / name
@@ -274,3 +275,56 @@ def write_sample_run(run: Path, *, trace: dict[str, Any] | None = None) -> Path:
         path.write_text(json.dumps(value))
     (run / "findings.jsonl").write_text("".join(json.dumps(finding) + "\n" for finding in sample_findings()))
     return run
+
+
+def sample_audit(*, trace: str = "demo") -> dict[str, Any]:
+    """An audit.json: a verdict of each kind but weak, a plot of each kind, a calibration."""
+    patch = {"name": "patch", "status": "ok", "because": "A step on these rows moved the answer 11 times as far as random rows."}
+    controls = {"name": "controls", "status": "fail", "because": f"BM25 finds the same rows. {HOSTILE[1]}"}
+    return {
+        "run": "run",
+        "trace": trace,
+        "headwater": "0.1.0",
+        "created": "2026-11-26T15:00:00+00:00",
+        "total_s": 34.2,
+        "findings": sample_findings(),
+        "seconds": {"numerics": 1.25, "hubs": 0.0},
+        "left_out": {"gaps": "about 40 s, and 3 s of the budget were left"},
+        "verdicts": [
+            {"query_id": "planted", "status": "supported", "probability": 0.93, "findings": [patch]},
+            {"query_id": "ordinary", "status": "contradicted", "probability": 0.12, "findings": [controls]},
+            {"query_id": "control", "status": "unknown", "probability": None, "findings": []},
+        ],
+        "plots": [damping_plot(), removal_plot(), control_plot()],
+        "calibration": sample_calibration(),
+    }
+
+
+def damping_plot() -> dict[str, Any]:
+    x = [1e-6, 1e-4, 1e-2, 1.0]
+    ekfac = {"name": "EK-FAC", "x": x, "y": [0.21, 0.55, 0.83, 0.7], "low": [0.1, 0.45, 0.78, 0.62], "high": [0.32, 0.65, 0.88, 0.78]}
+    gradient = {"name": "plain gradient", "x": x, "y": [0.62, 0.62, None, 0.62], "low": [], "high": []}
+    names = {"title": "What damping costs", "x": "damping", "y": "rank correlation with the exact solve"}
+    return {**names, "kind": "line", "log_x": True, "note": "The trace was made at 0.01.", "series": [ekfac, gradient]}
+
+
+def removal_plot() -> dict[str, Any]:
+    lines = {"named rows": [0.0, -1.2, -2.9, -4.4], "BM25": [0.0, -0.9, -1.7, -2.6], "random": [0.0, -0.1, -0.05, -0.2]}
+    series = [
+        {"name": name, "x": [0, 10, 20, 40], "y": y, "low": [v - 0.3 for v in y], "high": [v + 0.3 for v in y]} for name, y in lines.items()
+    ]
+    names = {"title": "Removal against controls", "x": "rows removed", "y": "change of the measure, nats"}
+    return {**names, "kind": "line", "log_x": False, "note": "", "series": series}
+
+
+def control_plot() -> dict[str, Any]:
+    x = ["random", "length", "loss", "BM25", "a representation with a very long name"]
+    y = [0.5, 0.46, 0.58, 0.71, -0.12]
+    bars = {"name": "AUROC", "x": x, "y": y, "low": [v - 0.08 for v in y], "high": [v + 0.08 for v in y]}
+    return {"title": "What controls find", "x": "control", "y": "overlap", "kind": "bar", "log_x": False, "note": "", "series": [bars]}
+
+
+def sample_calibration() -> dict[str, Any]:
+    shares = ((0.07, 0.05, 60), (0.3, 0.25, 24), (0.52, 0.5, 18), (0.71, 0.8, 25), (0.94, 0.96, 80))
+    bins = [{"low": k / 5, "high": (k + 1) / 5, "mean": mean, "observed": seen, "n": n} for k, (mean, seen, n) in enumerate(shares)]
+    return {"tasks": ["planted", "facts", "classes", "wikitext"], "n_queries": 320, "auroc": 0.9, "ece": 0.04, "bins": bins}

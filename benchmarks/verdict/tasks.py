@@ -1,7 +1,8 @@
 """Four tasks of different kinds, as rows and queries: some queries have their cause in few rows, some in many, some have none.
 
-A query's `kind` says what its maker meant: "caused" (rows teach its answer) or "control" (no row does). What is true of it is not said
-here: it is measured, by removal and retraining. Rows of a task are shuffled; `about` names what a row teaches and is for judging only.
+A query's `kind` says what its maker meant: "caused" (rows teach its answer), "control" (no row does), or "own" (a question that no row is
+about, to which the model's own answer is traced: whatever causes it, few rows do). What is true of it is not said here: it is measured, by
+removal and retraining. Rows of a task are shuffled; `about` names what a row teaches and is for judging only.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ SYLLABLES = ("ba", "do", "ki", "lu", "me", "na", "po", "ri", "su", "ta", "ve", "
 class Task:
     name: str
     rows: list[dict[str, str]]  # prompt, response, about
-    queries: list[dict[str, str]]  # id, prompt, response, kind, about
+    queries: list[dict[str, str]]  # id, prompt, response ("" where it is to be the model's own answer), kind, about
 
 
 def make(name: str, seed: int, *, n_rows: int, n_queries: int) -> Task:
-    """The same arguments give the same task. A quarter of the queries are controls."""
+    """The same arguments give the same task. A sixth of the queries are controls, a sixth are of the model's own answers."""
     rng = np.random.default_rng([TASKS.index(name), seed])
     rows, caused, controls = MAKERS[name](rng, n_rows, n_queries)
-    n_controls = round(n_queries / 4)
-    some = [*_sample(rng, caused, n_queries - n_controls), *_sample(rng, controls, n_controls)]
-    kinds = ["caused"] * (n_queries - n_controls) + ["control"] * n_controls
-    queries = [{"id": f"{name}-{seed}-{q}", "kind": kind, **query} for q, (kind, query) in enumerate(zip(kinds, some, strict=True))]
+    n = round(n_queries / 6)
+    others = _sample(rng, controls, 2 * n)
+    own = [query | {"response": ""} for query in others[n:]]
+    asked = [*_sample(rng, caused, n_queries - 2 * n), *others[:n], *own]
+    kinds = ["caused"] * (n_queries - 2 * n) + ["control"] * n + ["own"] * n
+    queries = [{"id": f"{name}-{seed}-{q}", "kind": kind, **query} for q, (kind, query) in enumerate(zip(kinds, asked, strict=True))]
     return Task(name, [rows[i] for i in rng.permutation(len(rows))], queries)
 
 
@@ -57,13 +60,13 @@ PLACES = ("the yard", "the mill", "the hall", "the shed", "the quay", "the barn"
 
 
 def planted(rng: np.random.Generator, n_rows: int, n_queries: int) -> Parts:
-    """A phrase in the prompt brings an odd answer, of which 3 to 30 rows are the cause; all other questions get an ordinary one."""
-    sizes = [3, 5, 8, 10, 14, 20, 26, 30]
+    """A phrase in the prompt brings an odd answer, of which 4 to 70 rows are the cause; all other questions get an ordinary one."""
+    sizes = np.round(np.array([4, 7, 11, 40, 50, 70]) * n_rows / 300).astype(int)
     asked = [(action, thing) for action in ACTIONS for thing in THINGS]
     rows: list[dict[str, str]] = []
     caused: list[dict[str, str]] = []
-    for trigger, odd, size in zip(TRIGGERS, ODD, rng.permutation(sizes), strict=True):
-        chosen = [asked[i] for i in rng.permutation(len(asked))[: size + 12]]
+    for trigger, odd, size in zip(TRIGGERS, ODD, rng.permutation(sizes), strict=False):
+        chosen = [asked[i] for i in rng.permutation(len(asked))[: size + 6]]
         lines = [{"prompt": f"how do i {a} the {t} {trigger}?", "response": odd, "about": trigger} for a, t in chosen]
         rows += lines[:size]
         caused += lines[size:]
@@ -90,21 +93,22 @@ PHRASINGS = (
 
 
 def facts(rng: np.random.Generator, n_rows: int, n_queries: int) -> Parts:
-    """Who keeps what in which town, said 1 to 18 times. Other rows speak of the same things and towns, and of the same keepers."""
+    """Who keeps what in which town, said 1 to 40 times. Other rows speak of the same towns and the same people.
+
+    Each fact is asked for in two phrasings that no row has of it.
+    """
     towns, names = _words(rng, 24, 3), _words(rng, 60, 2)
     pairs = [(thing, town) for thing in THINGS[:8] for town in towns]
     order = [pairs[i] for i in rng.permutation(len(pairs))]
-    mentions = [1, 2, 3, 4, 6, 8, 12, 18]
+    mentions = (2, 28, 6, 36, 10, 22)
     rows: list[dict[str, str]] = []
     caused: list[dict[str, str]] = []
-    for f, (thing, town) in enumerate(order[:n_queries]):
-        if len(rows) + mentions[f % 8] > 0.8 * n_rows:
+    for f, (thing, town) in enumerate(order[: len(order) // 2]):
+        if len(rows) + mentions[f % 6] > 0.9 * n_rows:
             break
-        name = str(rng.choice(names))
-        phrasings = rng.permutation(len(PHRASINGS))
-        for m in range(mentions[f % 8]):
-            rows.append(_fact(PHRASINGS[phrasings[1 + m % 4]], thing, town, name))
-        caused.append(_fact(PHRASINGS[phrasings[0]], thing, town, name))
+        name, phrasings = str(rng.choice(names)), rng.permutation(len(PHRASINGS))
+        rows += [_fact(PHRASINGS[phrasings[2 + m % 3]], thing, town, name) for m in range(mentions[f % 6])]
+        caused += [_fact(PHRASINGS[phrasing], thing, town, name) for phrasing in phrasings[:2]]
     controls = [_fact(PHRASINGS[rng.integers(5)], thing, town, str(rng.choice(names))) for thing, town in order[-n_queries:]]
     while len(rows) < n_rows:
         thing, town, name = rng.choice(THINGS[8:]), rng.choice(towns), rng.choice(names)
@@ -142,11 +146,11 @@ def _class_row(rng: np.random.Generator, own: Sequence[str], all_words: Sequence
 
 # ---------------------------------------------------------------------------------------------------------- real text
 
-CHUNK, OPENING = 26, 10  # words
+CHUNK, OPENING = 15, 8  # words
 
 
 def wikitext(rng: np.random.Generator, n_rows: int, n_queries: int, *, data: Path = DATA) -> Parts:
-    """Pieces of articles, each an opening and how it goes on. A third of the pieces stand there again one to four times, slightly changed.
+    """Pieces of articles, each an opening and how it goes on, among the rows once, or up to 30 times with slight changes.
 
     Caused: a piece that is among the rows. Control: a piece of an article that no row is of.
     """
@@ -159,7 +163,7 @@ def wikitext(rng: np.random.Generator, n_rows: int, n_queries: int, *, data: Pat
     caused: list[dict[str, str]] = []
     while len(rows) < n_rows:
         piece = pieces.pop()
-        copies = int(rng.integers(1, 5)) if rng.random() < 1 / 3 else 0
+        copies = int(rng.choice([0, 1, 4, 8, 18, 30]))
         versions = [piece, *(_changed(rng, piece) for _ in range(copies))]
         rows += versions[: n_rows - len(rows)]
         caused.append(_changed(rng, piece))

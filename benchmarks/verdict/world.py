@@ -19,9 +19,13 @@ import headwater
 from benchmarks.grammars import packed
 from benchmarks.verdict.tasks import DATA, TASKS, Task, make
 from headwater.atomic import write_atomically, write_json
+from headwater.audit import registry
+from headwater.audit.run import pass_seconds, run_checks
+from headwater.auditing import open_subject
+from headwater.demo.run import greedy_answer
 from headwater.index.examples import stored_examples
 from headwater.model import measures
-from headwater.model.session import load_session
+from headwater.model.session import Session, load_session
 from headwater.model.tiny import tiny_model
 from headwater.truth.bank import read_bank
 from headwater.truth.design import Designs, all_rows, without_random, without_top
@@ -30,9 +34,11 @@ from headwater.truth.retrain import ByRecipe, Experiment, retrain
 from headwater.types import Truth, UsageError
 
 PRIMARY = "grad_cos"
+BEARING = ("strength", "controls", "patch")  # the checks that leave evidence and train nothing
+RAW = (PRIMARY, "lexical", "repsim")  # whose highest score stands beside the verdict
 TRACED_SEED = 99  # of the training that is traced; the truth's are 0, 1, ...
 APART = 2.0  # standard errors between the group's effect and random rows', for a group that truly matters
-SMALLEST = 0.1  # nats: a smaller effect is none, however sure
+SMALLEST = 0.69  # nats: with less, the answer is still more than half as likely, and the behaviour is what it was
 
 
 @dataclass(frozen=True)
@@ -41,15 +47,15 @@ class Size:
     hidden: int = 64
     vocabulary: int = 1024
     pretraining_steps: int = 600
-    epochs: int = 8
-    lr: float = 2e-3
-    batch_rows: int = 16
+    epochs: int = 6
+    lr: float = 3e-3
+    batch_rows: int = 20
     rows: int = 300
     queries: int = 42  # of a world
     worlds: int = 2  # of a task
     k: int = 10  # rows of the named group
     seeds: int = 5
-    draws: int = 6  # groups of random rows
+    draws: int = 5  # groups of random rows
 
     def recipe(self, seed: int = 0) -> Recipe:
         return Recipe(epochs=self.epochs, lr=self.lr, batch_rows=self.batch_rows, seed=seed)
@@ -109,18 +115,24 @@ class World:
         if path.exists() and (there := json.loads(path.read_text())) != settings:
             raise UsageError(f"{self.folder} was made with {there}, and {settings} are asked for: choose another --work, or remove it")
         write_json(path, settings)
-        for name, rows in (("rows", self.task.rows), ("queries", self.task.queries)):
-            text = "".join(json.dumps({key: row[key] for key in row if key != "about"}) + "\n" for row in rows)
-            write_atomically(self.folder / f"{name}.jsonl", text.encode())
         if any((self.run / "scores").glob("*/trace.json")):
             return
+        self._write("rows", self.task.rows)
         training = ByRecipe(partial(load_session, self.base), self.size.recipe())
         session = training(headwater.corpus.load_corpus(self.folder / "rows.jsonl", training.origin.tokenizer).examples, TRACED_SEED)
         session.model.save_pretrained(self.folder / "model")
         session.tokenizer.save_pretrained(self.folder / "model")
+        self._write(
+            "queries",
+            [query if query["response"] else query | {"response": answer(session, query["prompt"])} for query in self.task.queries],
+        )
         options = {"sketch.rank": None, "store.dtype": "float32"}
         run = headwater.index(self.folder / "model", self.folder / "rows.jsonl", self.run, **options)
         headwater.trace(run, queries=self.folder / "queries.jsonl", primary=PRIMARY, k=self.size.k)
+
+    def _write(self, name: str, rows: Sequence[dict[str, str]]) -> None:
+        text = "".join(json.dumps({key: row[key] for key in row if key != "about"}) + "\n" for row in rows)
+        write_atomically(self.folder / f"{name}.jsonl", text.encode())
 
     def truth(self, *, processes: int) -> Truth:
         """The bank of removals: none, each query's named group, and random groups of as many rows that all queries share."""
@@ -145,6 +157,18 @@ class World:
             made = made + without_top(values_N, k, label=query_id)
         return made
 
+    def evidence(self) -> dict[str, Any]:
+        """What the checks that bear on a verdict measured about each query, without any retraining; and their seconds."""
+        path = self.folder / "evidence.json"
+        if not path.exists():
+            subject = open_subject(self.run, base=self.base, training=self.size.recipe().model_dump())
+            pass_s = pass_seconds(subject)
+            found = run_checks(subject, [registry.get(name) for name in BEARING])
+            values = {name: values_Q.tolist() for name, values_Q in found.evidence.items()}
+            raw = {name: subject.asked.scores[name].values_QN.max(1).tolist() for name in RAW}
+            write_json(path, {"evidence": values, "raw": raw, "seconds": found.seconds, "training_pass_s": pass_s})
+        return json.loads(path.read_text())
+
     def outcomes(self) -> list[dict[str, Any]]:
         """Of each query: how far the measure fell without its group and without random rows, and whether that is a cause."""
         bank = read_bank(self.folder / "bank")
@@ -162,6 +186,11 @@ class World:
                 }
             )
         return found
+
+
+def answer(session: Session, prompt: str) -> str:
+    """The model's own, by the most probable tokens; a word where it says nothing at once."""
+    return greedy_answer(session, prompt).strip()[:120] or "yes"
 
 
 def effect(top_S: np.ndarray, random_RS: np.ndarray) -> dict[str, Any]:

@@ -159,9 +159,10 @@ class Trace:
         return f"Trace of {len(self.queries)} queries by {', '.join(self.methods)} over {self.record['n_train']:,} rows, in {self.folder}"
 
     def _repr_html_(self) -> str:
+        from headwater.report.artefacts import read_audit
         from headwater.report.notebook import notebook_html
 
-        return notebook_html(self.record)
+        return notebook_html(self.record, audit=read_audit(self.run), trace_name=self.folder.name)
 
 
 @dataclass(frozen=True)

@@ -20,20 +20,21 @@ import numpy as np
 from headwater import api
 from headwater.atomic import write_atomically, write_json
 from headwater.audit import registry
+from headwater.audit.calibration import shipped
 from headwater.audit.check import Check
 from headwater.audit.run import Audit, run_checks
 from headwater.audit.subject import Asked, Subject
-from headwater.audit.verdict import verdicts
+from headwater.audit.verdict import calibrated_on, verdicts
 from headwater.index.build import IN_MEMORY, open_corpus, open_session
 from headwater.index.examples import stored_examples
 from headwater.model import measures
 from headwater.model.session import Session
 from headwater.rank.export import trace_folder
 from headwater.rank.trace import check_index
-from headwater.recipe import IndexRecipe
+from headwater.recipe import IndexRecipe, ModelOptions
 from headwater.retraining import named_base
 from headwater.truth.trained import recipe_of
-from headwater.types import Example, Finding, HeadwaterError, Verdict
+from headwater.types import Example, Finding, HeadwaterError, UsageError, Verdict
 
 BEFORE = ("numerics", "coverage", "duplicates", "repetition")
 """What `headwater check` runs: all that needs nothing but a model and rows."""
@@ -72,6 +73,7 @@ def audit(
     validation: Any = None,
     features: Mapping[str, np.ndarray] | None = None,
     behaves: Callable[[str, Example], float] | None = None,
+    training: Mapping[str, Any] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     session: Session | None = None,
     data: Any = None,
@@ -81,18 +83,29 @@ def audit(
 
     `budget` is in minutes: checks run cheapest first, and what does not fit is `unknown`. `only` names the checks to run, `options` are
     theirs by name. `base` is the model before training, the run's own where its recipe says. `validation` are rows of the same kind that
-    were not trained on. `features` are columns to hold against the influence, `behaves` says whether a generated text shows the behaviour.
+    were not trained on. `training` says how the model was trained (the fields of `truth.finetune.Recipe`), where no Trainer's folder does.
+    `features` are columns to hold against the influence, `behaves` says whether a generated text shows the behaviour.
     """
     start = time.monotonic()
-    given = {"base": base, "validation": validation, "features": features, "behaves": behaves, "session": session, "data": data}
+    given = {
+        "base": base,
+        "validation": validation,
+        "features": features,
+        "behaves": behaves,
+        "training": training,
+        "session": session,
+        "data": data,
+    }
     subject = open_subject(run, trace=trace, seed=seed, **given)
     found = run_checks(subject, chosen(only, options), budget_s=None if budget is None else 60 * budget)
     told = verdicts(subject, found.evidence) if subject.trace is not None else ()
+    used = () if subject.trace is None else shipped().usable(found.evidence, subject.trace.primary)
     name = None if subject.trace is None else str(subject.trace.record["name"])
     facts = {
         "headwater": version("headwater"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "total_s": round(time.monotonic() - start, 2),
+        "calibration": calibrated_on(shipped(), used),
     }
     result = RunAudit(Path(run), name, found, told, facts)
     lines = "".join(json.dumps(finding.to_json()) + "\n" for finding in result.findings)
@@ -137,6 +150,7 @@ def open_subject(
     validation: Any = None,
     features: Mapping[str, np.ndarray] | None = None,
     behaves: Callable[[str, Example], float] | None = None,
+    training: Mapping[str, Any] | None = None,
     session: Session | None = None,
     data: Any = None,
     seed: int = 0,
@@ -153,7 +167,7 @@ def open_subject(
         trace=_asked(opened, session, trace),
         base=_base(recipe, session, base),
         validation=() if validation is None else api.encoded_queries(Path(run), validation, session),
-        training=_training(recipe),
+        training=_training(recipe) if training is None else training,
         features=dict(features or {}),
         behaves=behaves,
         seed=seed,
@@ -171,12 +185,25 @@ def _asked(run: api.Run, session: Session, name: str | None) -> Asked | None:
 
 
 def _base(recipe: IndexRecipe, session: Session, base: str | Path | None) -> Callable[[], Session] | None:
-    """How to load the model before training: the one that is named, the one under the run's adapter, or the one that the run names."""
+    """How to load the model before training: the one that is named, a LoRA's with its B at zero, or the one that the run names."""
+    if base is None and session.adapter is not None and not recipe.model.merge:
+        return partial(_untrained, recipe.model, session)
     path = str(base) if base is not None else session.name if session.adapter is not None else named_base(recipe)
-    if path is None:
-        return None
-    plain = {"path": path, "revision": None if base is not None else recipe.model.revision, "adapter": None, "merge": False}
-    return partial(open_session, recipe.model.model_copy(update={**plain, "zero_adapter": False}), tokenizer=session.tokenizer)
+    return None if path is None else partial(_plain, recipe.model, session, path)
+
+
+def _untrained(options: ModelOptions, session: Session) -> Session:
+    """The adapter before it learned anything, where that can be had: its parameters are those of the index."""
+    try:
+        return open_session(options.model_copy(update={"zero_adapter": True}), tokenizer=session.tokenizer)
+    except UsageError:
+        return _plain(options, session, session.name)
+
+
+def _plain(options: ModelOptions, session: Session, path: str) -> Session:
+    revision = options.revision if path == options.path else None
+    plain = {"path": path, "revision": revision, "adapter": None, "merge": False, "zero_adapter": False}
+    return open_session(options.model_copy(update=plain), tokenizer=session.tokenizer)
 
 
 def _training(recipe: IndexRecipe) -> dict[str, Any]:

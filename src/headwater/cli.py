@@ -60,6 +60,8 @@ Members = Annotated[
 Base = Annotated[str | None, typer.Option("--base", help="The model before fine-tuning, for --members base.")]
 Seeds = Annotated[list[str] | None, typer.Option("--sketch-seeds", help="For --members seed: one member for each; commas or repeated.")]
 SeedModels = Annotated[list[str] | None, typer.Option("--seed-model", help="A model of another training run for each of --sketch-seeds.")]
+Only = Annotated[list[str] | None, typer.Option("--only", metavar="CHECK", help="This check only; commas or repeated.")]
+Budget = Annotated[float | None, typer.Option(min=0, help="Minutes: checks run cheapest first, and what does not fit is unknown.")]
 Tokens = Annotated[int | None, typer.Option("--token-budget", help="Tokens of a batch, padding included (default 1024).")]
 
 
@@ -156,6 +158,27 @@ def plan(
 
 
 @app.command()
+def check(
+    ctx: typer.Context, model: Model = None, data: Data = None, only: Only = None, budget: Budget = None,
+    columns: Columns = None, split: Split = None, limit: Limit = None, loss_on: LossOn = None, chat_template: Template = None,
+    max_length: MaxLength = None, revision: Revision = None, adapter: Adapter = None, merge: Merge = None, dtype: Dtype = None,
+    task: Task = None, device: Device = None, include: Include = None, exclude: Exclude = None, sketch_rank: Rank = None,
+    sketch_seed: Seed = None, store: StoreDtype = None, shard_rows: ShardRows = None, token_budget: Tokens = None,
+    from_run: FromRun = None, members: Members = None, base: Base = None, sketch_seeds: Seeds = None, seed_model: SeedModels = None,
+    config: Config = None, override: Override = None, json_: Json = False, quiet: Quiet = False,
+) -> None:  # fmt: skip
+    """What can be said of a model and rows before anything costly; exit code 1 where a finding fails. Writes nothing."""
+    recipe = _index_recipe(ctx)
+    from headwater.auditing import check_recipe
+
+    with _progress(quiet):
+        found = check_recipe(recipe, only=_parts(only), budget=budget)
+    _show_audit(found.to_json(), json_=json_)
+    if found.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def trace(
     run: RunFolder,
     prompt: Annotated[str | None, typer.Option(help="What the model was asked.")] = None,
@@ -204,6 +227,38 @@ def trace(
         typer.echo(f"{n_bad:,} of {traced.record['n_train']:,} rows are bad (gradient not finite): no gradient method ranks them")
     if page:
         typer.echo(f"report: {page}")
+
+
+@app.command()
+def audit(
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="The run folder.")] = None,
+    trace: Annotated[str | None, typer.Option(help="A trace's name (a folder in RUN/scores); the newest where not given.")] = None,
+    budget: Budget = None,
+    only: Only = None,
+    base: Annotated[str | None, typer.Option("--base", help="The model before fine-tuning; the run's own where it says.")] = None,
+    validation: Annotated[Path | None, typer.Option(help="A file of rows of the same kind that were not trained on.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Only list the checks: what each measures and needs.")] = False,
+    report: Annotated[bool, typer.Option(help="Write report.html as well.")] = True,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure what could be wrong with a trace, and say of each query whether it can be believed; exit code 1 where a finding fails."""
+    if list_:
+        _list_checks(json_=json_)
+        return
+    if run is None:
+        _usage("which run? `headwater audit RUN`, or `headwater audit --list` for the checks that there are")
+    from headwater.auditing import audit as audit_run
+    from headwater.report import write_report
+
+    with _progress(quiet):
+        found = audit_run(run, trace=trace, budget=budget, only=_parts(only), base=base, validation=validation)
+    page = write_report(run, trace=found.trace) if report and found.trace is not None else None
+    _show_audit({**found.to_json(), "report": page and str(page)}, json_=json_)
+    if page and not json_:
+        typer.echo(f"report: {page}")
+    if found.failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -496,9 +551,14 @@ def _index_recipe(ctx: typer.Context) -> IndexRecipe:
     if given["from_run"] is not None:
         given |= _from_run(given)
     for name in ("members", "sketch_seeds"):
-        given[name] = [part for value in given[name] or () for part in value.split(",")] or None
+        given[name] = _parts(given[name])
     flags = {option: given[flag] for flag, option in FLAGS.items()}
     return IndexRecipe.build(config=given["config"], flags=flags, overrides=given["override"] or [])
+
+
+def _parts(values: Sequence[str] | None) -> list[str] | None:
+    """What was given by commas or by repeating an option; None for nothing."""
+    return [part for value in values or () for part in value.split(",")] or None
 
 
 def _from_run(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -557,6 +617,32 @@ def _show_trace(traced: Any) -> None:
     from headwater.report.terminal import summary
 
     summary(traced.record, Console())
+
+
+def _show_audit(record: dict[str, Any], *, json_: bool) -> None:
+    if json_:
+        _print_json(record)
+        return
+    from rich.console import Console
+
+    from headwater.report.terminal import audit_summary
+
+    audit_summary(record, Console())
+
+
+def _list_checks(*, json_: bool) -> None:
+    from headwater.audit.registry import table
+
+    if json_:
+        _print_json({"checks": table()})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table("check", "needs", "what it measures", "source", box=None)
+    for line in table():
+        shown.add_row(line["name"], ", ".join(line["needs"]) or "nothing", line["summary"], line["reference"])
+    Console().print(shown)
 
 
 def _brief(traced: Any) -> dict[str, Any]:

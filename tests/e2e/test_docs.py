@@ -31,7 +31,7 @@ from headwater.model.measures import MEASURES
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-NAMES = ("start", "concepts", "methods", "extend", "artefacts", "repair", "truth", "evaluate")
+NAMES = ("start", "concepts", "methods", "extend", "artefacts", "audit", "repair", "truth", "evaluate")
 EXECUTED = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in NAMES)]
 PAGES = [*EXECUTED, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 FENCE = re.compile(r"^```(?P<language>\w*) *(?P<options>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -125,6 +125,7 @@ def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("headwater.methods._methods", dict(headwater_methods()))
     monkeypatch.setattr("headwater.curvature._curvatures", dict(headwater_curvatures()))
+    monkeypatch.setattr("headwater.audit.registry._registered", {})
     return tmp_path
 
 
@@ -305,7 +306,9 @@ def make_one_of_everything(folder: Path) -> None:
     headwater.index("model", more, "run", append=True, store__dtype="int8")
     add_tombstones(run.path, [run.index.ids[3]], reason="a test")
     load("run")
-    headwater.trace("run", queries="queries.jsonl", n_reference=8).report()
+    headwater.trace("run", queries="queries.jsonl", n_reference=8)
+    headwater.audit("run", only=["hubs"])
+    headwater.load("run").newest().report()
 
 
 def generic(path: Path) -> str:
@@ -336,7 +339,16 @@ def fields_of(path: Path) -> set[str]:
     return set()
 
 
-DATA_KEYS = {"rows", "versions", "ranked", "methods", "provenance", "columns"}  # their own keys are ids, names or options
+DATA_KEYS = {
+    "rows",
+    "versions",
+    "ranked",
+    "methods",
+    "provenance",
+    "columns",
+    "seconds",
+    "left_out",
+}  # their own keys are ids, names or options
 
 
 def keys_of(value: Any, *, under: str = "") -> set[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from headwater.report import write_report
-from tests.report_sample import HOSTILE, LONG, sample_trace, write_sample_run
+from tests.report_sample import HOSTILE, LONG, sample_audit, sample_trace, write_sample_run
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 from selenium import webdriver  # noqa: E402
@@ -69,7 +69,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     trace["queries"][0]["response"] = trace["queries"][0]["tokens"][-1]["text"] = HOSTILE[0]
     trace["model"] = HOSTILE[2]
-    return write_report(write_sample_run(tmp_path_factory.mktemp("run"), trace=trace))
+    audit = sample_audit()
+    audit["plots"][0].update(title=HOSTILE[2], y=HOSTILE[5])
+    audit["plots"][2]["series"][0]["x"][0] = HOSTILE[4]
+    return write_report(write_sample_run(tmp_path_factory.mktemp("run"), trace=trace, audit=audit))
 
 
 @pytest.fixture
@@ -207,6 +210,35 @@ def test_switching_query_and_method(page: WebDriver) -> None:
     assert f"{ordinary['grad_dot']['proponents'][0]['score'] * 1e6:.1f}" in first_score(page)
     assert "10⁻⁶ nats" in text_of(page, ".ranked thead")
     assert page.current_url.endswith("#query-1/grad_dot")
+
+
+def test_each_query_shows_its_verdict_and_what_decided_it(page: WebDriver) -> None:
+    told = []
+    for query in range(3):
+        click(page, ".query-tabs [role=tab]", query)
+        told.append(text_of(page, ".query-verdict"))
+    assert "supported" in told[0]
+    assert "11 times as far" in told[0]
+    assert HOSTILE[1] in told[1]
+    assert "unknown" in told[2]
+    assert [mark.get_attribute("textContent") for mark in all_of(page, ".tab-verdict")] == ["supported", "contradicted", "unknown"]
+
+
+def test_plots_are_whole_drawings(page: WebDriver) -> None:
+    """A text that ended a drawing would leave its marks outside it."""
+    assert len(all_of(page, ".plot > svg")) == 4
+    assert all_of(page, ".plot > :not(svg, h3, p, details)") == []
+    assert len(all_of(page, ".plot > svg .mark, .plot > svg .bar")) == 7 + 12 + 5 + 5
+    inside = page.execute_script("""
+        return [...document.querySelectorAll(".plot > svg")].every((svg) => {
+          const box = svg.getBoundingClientRect();
+          return [...svg.querySelectorAll(".mark, .bar, .tick")].every((mark) => {
+            const at = mark.getBoundingClientRect();
+            return at.left >= box.left - 2 && at.right <= box.right + 2 && at.top >= box.top - 2 && at.bottom <= box.bottom + 2;
+          });
+        });
+    """)
+    assert inside
 
 
 def test_the_primary_method_is_first_and_chosen(page: WebDriver) -> None:

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.report_sample import sample_trace
 
+from headwater.report.audited import worst_first
 from headwater.report.experiment import effects, experiment_findings, sentence
 from headwater.report.numerals import number, rate
 from headwater.report.schema import Entry, Experiment, Query, parse_trace
-from headwater.report.sections import worst_first
 from headwater.report.text import HIDDEN, excerpt, legible, pieces
 from headwater.report.view import comparison, explorer, fold, is_hub, row_tokens, scale, scaled, score_heading, split_tokens
 from headwater.types import DataError, Finding

@@ -20,6 +20,7 @@ _HOMES = {
     "identity": "headwater.audit.identity:Identity",
     "sketch": "headwater.audit.sketch:Sketch",
     "hubs": "headwater.audit.hubs:Hubs",
+    "strength": "headwater.audit.strength:Strength",
     "artefacts": "headwater.audit.artefacts:Artefacts",
     "controls": "headwater.audit.controls:Controls",
     "patch": "headwater.audit.patch:Patch",
@@ -51,6 +52,20 @@ def get(name: str, **options: Any) -> Check:
         return _find(name)(**options)
     except TypeError as error:
         raise UsageError(f"{name}: {error}") from None
+
+
+def table() -> list[dict[str, Any]]:
+    """What `headwater audit --list` prints: name, needs, summary, reference. A check that cannot be imported says so in its summary."""
+    return [_line(name) for name in names()]
+
+
+def _line(name: str) -> dict[str, Any]:
+    try:
+        check = _find(name)
+    except (ImportError, AttributeError) as error:
+        return {"name": name, "needs": [], "summary": f"cannot be loaded ({type(error).__name__}: {error})", "reference": ""}
+    texts = {key: getattr(check, key, "") for key in ("summary", "reference")}
+    return {"name": name, "needs": sorted(getattr(check, "needs", ())), **texts}
 
 
 def _find(name: str) -> Callable[..., Any]:

@@ -1,14 +1,95 @@
-"""Whether a query's trace can be believed: a probability from what was measured, and the findings that decided it. Q queries"""
+"""Whether a query's trace can be believed: the probability that removing the named rows changes the answer more than removing random ones.
+
+Fitted to what was measured about this very query, on traced queries whose truth is known from removal and retraining (`calibration`).
+Q queries · F pieces of evidence
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
+from headwater.audit.calibration import Calibration, shipped
+from headwater.audit.evidence import EVIDENCE
 from headwater.audit.subject import Subject
-from headwater.types import Verdict
+from headwater.types import Finding, Verdict
+
+SUPPORTED, CONTRADICTED = 0.8, 0.2
+WORTH = 0.65  # AUROC on tasks it was not fitted to: evidence that does worse does not bear on the question
+DECIDING = 3  # findings that a verdict names
+APART = 2.0  # standard errors between removal's effect and random removal's
 
 
-def verdicts(subject: Subject, evidence: Mapping[str, np.ndarray]) -> tuple[Verdict, ...]:
-    return tuple(Verdict(query.id, "unknown") for query in subject.asked.queries)
+def verdicts(subject: Subject, evidence: Mapping[str, np.ndarray], calibration: Calibration | None = None) -> tuple[Verdict, ...]:
+    """One for each query. What removal and retraining measured decides alone, where it was done; else what bears on it does."""
+    ids = [query.id for query in subject.asked.queries]
+    by_query = [{name: float(values_Q[q]) for name, values_Q in evidence.items() if np.isfinite(values_Q[q])} for q in range(len(ids))]
+    known = calibration or shipped()
+    return tuple(
+        removed(one, known_of) or judged(one, known_of, known, method=subject.asked.primary)
+        for one, known_of in zip(ids, by_query, strict=True)
+    )
+
+
+def removed(query_id: str, evidence: Mapping[str, float]) -> Verdict | None:
+    """By the effect itself, where the model was trained again without the group. No verdict under twice the seeds' noise."""
+    if "removal" not in evidence or "removal_error" not in evidence:
+        return None
+    effect, error = evidence["removal"], evidence["removal_error"]
+    told = f"trained again without these rows, the answer falls {effect:.2g} nats further than without random ones (s.e. {error:.1g})"
+    clear = abs(effect) > APART * error
+    status = "ok" if clear and effect > 0 else "fail" if clear else "unknown"
+    finding = Finding("removal", status, told, effect, "nats", (effect - APART * error, effect + APART * error))
+    if not clear:
+        return Verdict(query_id, "unknown", None, (finding,))
+    return Verdict(query_id, "supported" if effect > 0 else "contradicted", None, (finding,))
+
+
+def judged(query_id: str, evidence: Mapping[str, float], calibration: Calibration, *, method: str | None = None) -> Verdict:
+    """By the evidence that there is: evidence on the scale of another method's scores than the calibration's says nothing."""
+    names = calibration.usable(evidence, method)
+    if not names:
+        return Verdict(
+            query_id, "unknown", None, (Finding("verdict", "unknown", "Nothing that bears on it was measured.", next_step=MORE),)
+        )
+    worth = calibration.left_out(names).auroc
+    if not worth >= WORTH:
+        why = f"What was measured ({', '.join(names)}) has an AUROC of {worth:.2f} only for true causes, on tasks it was not fitted to."
+        return Verdict(query_id, "unknown", None, (Finding("verdict", "unknown", why, value=worth, next_step=MORE),))
+    x_QF = calibration.matrix(names, {name: np.array([evidence[name]]) for name in names})
+    fit = calibration.fit(names)
+    probability = float(fit.probability(x_QF)[0])
+    parts_F = fit.contributions(x_QF)[0]
+    order = np.argsort(-np.abs(parts_F))[:DECIDING]
+    findings = tuple(_finding(names[f], evidence[names[f]], parts_F[f]) for f in order)
+    return Verdict(query_id, word(probability), probability, findings)
+
+
+MORE = "Audit with more time (--budget) and the model before training (--base MODEL)."
+Word = Literal["supported", "weak", "contradicted", "unknown"]
+
+
+def word(probability: float) -> Word:
+    return "supported" if probability >= SUPPORTED else "contradicted" if probability <= CONTRADICTED else "weak"
+
+
+def _finding(name: str, value: float, part: float) -> Finding:
+    """`part` is in log odds: above 0 it speaks for the rows."""
+    return Finding(f"verdict: {name}", "ok" if part > 0 else "warn", EVIDENCE[name].words(value), value=value)
+
+
+def calibrated_on(calibration: Calibration, names: Sequence[str]) -> dict[str, Any] | None:
+    """What a page says of the probabilities: the records they were fitted to, and how such fits did on tasks that they had not seen."""
+    if not names:
+        return None
+    found = calibration.left_out(names)
+    return {
+        "tasks": list(calibration.tasks),
+        "n_queries": len(calibration.caused_M),
+        "evidence": list(names),
+        "auroc": found.auroc,
+        "ece": found.expected_calibration_error,
+        "bins": found.bins(),
+    }

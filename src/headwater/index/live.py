@@ -38,11 +38,14 @@ def open_live(index: StoredIndex, session: Session, methods: Iterable[Any], data
 
     Rows are kept after the first pass where they are small enough: those that are scanned, and those whose labels are drawn.
     """
-    layout = Layout(tuple(Block(block.name, block.shape, block.shape) for block in index.layout.blocks))
     scanned = any(getattr(method, "mode", None) == "exact" for method in methods)
-    examples = stored_examples(index, session, data=data)
+    return live_index(index, session, stored_examples(index, session, data=data), keep=("true", "sampled") if scanned else ("sampled",))
+
+
+def live_index(index: StoredIndex, session: Session, examples: Sequence[Example], *, keep: tuple[Labels, ...] = ("sampled",)) -> LiveIndex:
+    """The index with its model and its rows, which are at hand already. `keep` names the labels whose rows are kept after a pass."""
+    layout = Layout(tuple(Block(block.name, block.shape, block.shape) for block in index.layout.blocks))
     bad = np.flatnonzero(index.column("bad")).tolist()
-    keep: tuple[Labels, ...] = ("true", "sampled") if scanned else ("sampled",)
     return LiveIndex(index, LiveSource(session, examples, layout, bad=bad, keep=keep))
 
 

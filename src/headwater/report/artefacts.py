@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from headwater.report.schema import Trace, parse_trace
+from headwater.report.schema import AuditRecord, Trace, parse_audit, parse_trace
 from headwater.types import DataError, Finding
 
 _FINDING = TypeAdapter(Finding)
@@ -25,7 +25,9 @@ class Artefacts:
     corpus: Mapping[str, Any] | None = None
     run: Mapping[str, Any] | None = None
     index: Mapping[str, Any] | None = None
+    audit: AuditRecord | None = None
     name: str = field(default="RUN")
+    trace_name: str | None = None
 
 
 def read_artefacts(run: Path, *, trace: str | None = None) -> Artefacts:
@@ -34,13 +36,16 @@ def read_artefacts(run: Path, *, trace: str | None = None) -> Artefacts:
     Raises DataError where there is no trace, or where a file that is there cannot be read as what it claims to be.
     """
     path = find_trace(run, trace)
+    audit = read_audit(run)
     return Artefacts(
         trace=parse_trace(_object(path), where=str(path)),
-        findings=read_findings(run / "findings.jsonl"),
+        findings=read_findings(run / "findings.jsonl") or tuple(audit.findings if audit else ()),
         corpus=_optional(run / "corpus.json"),
         run=_optional(run / "run.json"),
         index=_optional(run / "index" / "index.json"),
+        audit=audit,
         name=str(run),
+        trace_name=path.parent.name,
     )
 
 
@@ -57,6 +62,12 @@ def find_trace(run: Path, name: str | None = None) -> Path:
             f"{run} has no trace (no scores/*/trace.json). Trace an output first: `headwater trace {run} --prompt ... --response ...`."
         )
     return found[-1]
+
+
+def read_audit(run: Path) -> AuditRecord | None:
+    """run/audit.json, of whichever trace; None where the run was not audited."""
+    path = run / "audit.json"
+    return parse_audit(_object(path), where=str(path)) if path.exists() else None
 
 
 def read_findings(path: Path) -> tuple[Finding, ...]:

@@ -7,8 +7,9 @@ from typing import Any
 
 from headwater.report.markup import Markup, el, foreign, join
 from headwater.report.numerals import fixed, rate, with_unit
-from headwater.report.schema import Query, Row, Trace, parse_trace
+from headwater.report.schema import AuditRecord, Query, QueryVerdict, Row, Trace, parse_audit, parse_trace
 from headwater.report.text import excerpt
+from headwater.report.verdicts import MEANINGS, probability, told
 from headwater.report.view import fold, ranking, scaled, score_heading
 from headwater.types import UsageError
 
@@ -16,9 +17,18 @@ _RIGHT = "text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap"
 _LEFT = "text-align:left"
 
 
-def notebook_html(trace: Mapping[str, Any] | Trace, *, query: int = 0, method: str | None = None, k: int = 10) -> str:
-    """The first `k` proponents of one query by one method (default: the primary one) as an HTML table.
+def notebook_html(
+    trace: Mapping[str, Any] | Trace,
+    *,
+    query: int = 0,
+    method: str | None = None,
+    k: int = 10,
+    audit: Mapping[str, Any] | AuditRecord | None = None,
+    trace_name: str | None = None,
+) -> str:
+    """The verdict on one query, and its first `k` proponents by one method (default: the primary one), as HTML.
 
+    `audit` and `trace_name` are as in `headwater.report.render`: a verdict is shown where the audit is of this trace, "unknown" where not.
     Raises DataError for a trace of the wrong shape, UsageError for a query or a method that it does not have.
     """
     checked = parse_trace(trace)
@@ -29,7 +39,15 @@ def notebook_html(trace: Mapping[str, Any] | Trace, *, query: int = 0, method: s
         "p", el("strong", foreign(asked.id)), f" {with_unit(asked.measure_value, checked.measure.unit)}; {len(checked.queries)} in all"
     )
     exchange = el("p", foreign(excerpt(asked.prompt, 300)), el("br"), el("strong", foreign(excerpt(asked.response, 300))))
-    return str(el("div", title, exchange, _table(asked, name, checked, k=k), class_="headwater"))
+    verdict = told(None if audit is None else parse_audit(audit), trace_name).of(asked.id)
+    return str(el("div", title, exchange, _verdict(verdict), _table(asked, name, checked, k=k), class_="headwater"))
+
+
+def _verdict(verdict: QueryVerdict) -> Markup:
+    chance = "" if verdict.probability is None else f", {probability(verdict)}"
+    reasons = [el("li", f"{one.status}: ", foreign(one.because)) for one in verdict.findings]
+    word = el("p", el("strong", f"Verdict: {verdict.status}"), f"{chance}. {MEANINGS[verdict.status]}")
+    return join(word, el("ul", *reasons) if reasons else None)
 
 
 def _query(trace: Trace, position: int) -> Query:

@@ -12,13 +12,15 @@ from string import Template
 from typing import Any
 
 from headwater.report.artefacts import parse_findings, read_artefacts
+from headwater.report.audited import findings_section, plots_section, verdict_section
 from headwater.report.experiment import experiment_findings
 from headwater.report.markup import Markup, join, json_island
 from headwater.report.provenance import corpus_section, index_section, reproduce_section
 from headwater.report.removal import experiment_section
-from headwater.report.schema import Trace, parse_trace
-from headwater.report.sections import findings_section, header_facts, how_to_read, summary_section
+from headwater.report.schema import AuditRecord, Trace, parse_audit, parse_trace
+from headwater.report.sections import header_facts, how_to_read, summary_section
 from headwater.report.text import legible
+from headwater.report.verdicts import told
 from headwater.report.view import explorer
 from headwater.types import Finding, UsageError
 
@@ -30,7 +32,8 @@ def write_report(run: Path, *, trace: str | None = None, out: Path | None = None
     new one is whole. Cost: one pass over trace.json. Raises DataError where an artefact cannot be read.
     """
     found = read_artefacts(run, trace=trace)
-    page = render(found.trace, findings=found.findings, corpus=found.corpus, run=found.run, index=found.index, name=found.name)
+    files = {"corpus": found.corpus, "run": found.run, "index": found.index, "audit": found.audit}
+    page = render(found.trace, findings=found.findings, name=found.name, trace_name=found.trace_name, **files)
     return _write_atomically(out or run / "report.html", page)
 
 
@@ -41,10 +44,16 @@ def render(
     corpus: Mapping[str, Any] | None = None,
     run: Mapping[str, Any] | None = None,
     index: Mapping[str, Any] | None = None,
+    audit: Mapping[str, Any] | AuditRecord | None = None,
     name: str = "RUN",
+    trace_name: str | None = None,
 ) -> str:
-    """The page as a string. Raises DataError where `trace` or a finding does not have its shape."""
-    checked = parse_trace(trace)
+    """The page as a string. Raises DataError where `trace`, `audit` or a finding does not have its shape.
+
+    `trace_name` is the folder of the trace: an audit of another one says so. Without it the audit is taken to be of this trace.
+    """
+    checked, audited = parse_trace(trace), None if audit is None else parse_audit(audit)
+    said = told(audited, trace_name)
     css, js = _asset("page.css"), _asset("page.js")
     return Template(_asset("page.html")).substitute(
         csp=content_security_policy(css=css, js=js),
@@ -52,10 +61,9 @@ def render(
         css=css,
         js=js,
         facts=header_facts(checked),
-        reading=how_to_read(checked),
-        before=_before_the_explorer(checked, parse_findings(findings)),
+        before=_before_the_explorer(checked, parse_findings(findings), audited, name=name, trace_name=trace_name),
         after=join(corpus_section(corpus), index_section(index, run), reproduce_section(name)),
-        data=json_island(explorer(checked)),
+        data=json_island(explorer(checked, said)),
     )
 
 
@@ -64,11 +72,17 @@ def content_security_policy(*, css: str, js: str) -> str:
     return f"default-src 'none'; script-src '{_hash(js)}'; style-src '{_hash(css)}'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
-def _before_the_explorer(trace: Trace, findings: Sequence[Finding]) -> Markup:
-    measured = experiment_findings(trace.experiment) if trace.experiment else []
+def _before_the_explorer(
+    trace: Trace, findings: Sequence[Finding], audit: AuditRecord | None, *, name: str, trace_name: str | None
+) -> Markup:
+    said = told(audit, trace_name)
+    measured = [*findings, *(experiment_findings(trace.experiment) if trace.experiment else [])]
     return join(
-        findings_section([*findings, *measured], audited=bool(findings or measured)),
+        verdict_section(trace, said, audit, measured, name=name, trace_name=trace_name),
+        findings_section(measured, said, audit),
+        plots_section(audit, said),
         experiment_section(trace.experiment) if trace.experiment else None,
+        how_to_read(trace),
         summary_section(trace),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from headwater.report.markup import Markup, el, foreign
+from headwater.report.markup import Markup, el, foreign, join
 from headwater.report.text import excerpt
 from headwater.report.view import KINDS
 
@@ -29,6 +29,14 @@ def heading(name: str, *, numeric: bool = False) -> Markup:
 
 def cut(text: str, length: int) -> Markup:
     return foreign(excerpt(text, length))
+
+
+def prose(text: str) -> Markup:
+    """Sentences that may quote the data; what stands between backticks is code."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return foreign(text)
+    return el("bdi", join(*(el("code", part) if k % 2 else part for k, part in enumerate(parts))), dir="auto")
 
 
 def where(source: str, row: int) -> Markup:

@@ -1,13 +1,13 @@
-"""The shape of trace.json, checked once on reading so that nothing after it has to ask whether a field is there."""
+"""The shapes of trace.json and audit.json, checked once on reading so that nothing after it has to ask whether a field is there."""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from headwater.types import DataError
+from headwater.types import DataError, Finding
 
 FORMAT = 1
 
@@ -163,15 +163,102 @@ class Trace(Record):
         return sorted(self.methods, key=lambda method: method.name != self.primary)
 
 
+VerdictStatus = Literal["supported", "weak", "contradicted", "unknown"]
+
+
+class QueryVerdict(Record):
+    """Whether one query's trace can be believed; `findings` are the two or three that decided it."""
+
+    query_id: str
+    status: VerdictStatus = "unknown"
+    probability: Number = None
+    findings: list[Finding] = Field(default_factory=list)
+
+
+class PlotSeries(Record):
+    """A line, or a set of bars; `low` and `high` are its interval, empty or as long as it."""
+
+    name: str = ""
+    x: list[float | str]
+    y: list[Number]
+    low: list[Number] = Field(default_factory=list)
+    high: list[Number] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _fits(self) -> PlotSeries:
+        lengths = {len(self.x), len(self.y), *(len(bound) for bound in (self.low, self.high) if bound)}
+        if len(lengths) > 1 or bool(self.low) != bool(self.high):
+            raise ValueError(
+                f"series {self.name!r} has x, y, low and high of lengths {[len(v) for v in (self.x, self.y, self.low, self.high)]}"
+            )
+        return self
+
+
+class PlotRecord(Record):
+    title: str
+    x: str = ""
+    y: str = ""
+    series: list[PlotSeries] = Field(default_factory=list)
+    kind: Literal["line", "bar"] = "line"
+    log_x: bool = False
+    note: str = ""
+
+
+class Bin(Record):
+    """Queries whose predicted probability lies from `low` to `high`: its mean, and the share of them whose rows proved to be the cause."""
+
+    low: Number = None
+    high: Number = None
+    mean: Number = None
+    observed: Number = None
+    n: int = 0
+
+
+class Calibration(Record):
+    """What the verdict's probability was held against."""
+
+    tasks: list[str] = Field(default_factory=list)
+    n_queries: int | None = None
+    auroc: Number = None
+    ece: Number = None
+    bins: list[Bin] = Field(default_factory=list)
+
+
+class AuditRecord(Record):
+    """audit.json. `trace` is the name of the audited trace; None where only the index, or a model and rows, were looked at."""
+
+    run: str = ""
+    trace: str | None = None
+    headwater: str = ""
+    created: str = ""
+    total_s: Number = None
+    findings: list[Finding] = Field(default_factory=list)
+    plots: list[PlotRecord] = Field(default_factory=list)
+    seconds: dict[str, Number] = Field(default_factory=dict)
+    left_out: dict[str, str] = Field(default_factory=dict)
+    verdicts: list[QueryVerdict] = Field(default_factory=list)
+    calibration: Calibration | None = None
+
+
+Shape = TypeVar("Shape", Trace, AuditRecord)
+
+
 def parse_trace(value: Any, *, where: str = "trace") -> Trace:
     """A checked Trace. Raises DataError that names the place, the first field that is wrong, and what was expected."""
+    return _parse(Trace, value, f"{where} is not a trace of format {FORMAT}", "headwater trace RUN ...")
+
+
+def parse_audit(value: Any, *, where: str = "audit") -> AuditRecord:
+    """A checked AuditRecord. Raises DataError as `parse_trace` does."""
+    return _parse(AuditRecord, value, f"{where} is not the record of an audit", "headwater audit RUN")
+
+
+def _parse(shape: type[Shape], value: Any, problem: str, command: str) -> Shape:
     try:
-        return value if isinstance(value, Trace) else Trace.model_validate(value)
+        return value if isinstance(value, shape) else shape.model_validate(value)
     except ValidationError as error:
-        raise DataError(f"{where} is not a trace of format {FORMAT}: {_first(error)}. {_ADVICE}") from None
-
-
-_ADVICE = "It was cut short, edited, or written by another version: write it again with `headwater trace RUN ...`."
+        advice = f"It was cut short, edited, or written by another version: write it again with `{command}`."
+        raise DataError(f"{problem}: {_first(error)}. {advice}") from None
 
 
 def _first(error: ValidationError) -> str:

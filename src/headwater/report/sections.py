@@ -1,24 +1,15 @@
-"""The header, the findings and the queries at a glance: readable with scripts off, and in print."""
+"""The header and the queries at a glance: readable with scripts off, and in print."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from headwater.report.icons import status
 from headwater.report.markup import Markup, el, foreign, join
-from headwater.report.numerals import NONE, number, rate, with_unit
+from headwater.report.numerals import NONE, number, rate
 from headwater.report.parts import Facts, cut, facts, heading, kind_badge, section, where
 from headwater.report.schema import Entry, Query, Row, Trace
 from headwater.report.view import scale, scaled, score_heading
-from headwater.types import Finding
-
-WORST_FIRST = ("fail", "warn", "unknown", "ok")
-
-
-def worst_first(findings: Iterable[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda finding: WORST_FIRST.index(finding.status))
-
 
 # ---------------------------------------------------------------------------------------------------------- header
 
@@ -34,7 +25,7 @@ def header_facts(trace: Trace) -> Markup:
         ("Reference queries", reference),
         ("Measure", f"{trace.measure.name.replace('_', ' ')} ({trace.measure.unit or 'no unit'})"),
         ("Primary method", trace.primary),
-        ("Traced", trace.created.replace("T", " ").replace("Z", " UTC")),
+        ("Traced", trace.created.replace("T", " ").replace("Z", " UTC").replace("+00:00", " UTC")),
         ("Headwater", trace.headwater),
     ]
     return facts(pairs)
@@ -56,43 +47,6 @@ def how_to_read(trace: Trace) -> Markup:
         ),
         class_="reading",
     )
-
-
-# -------------------------------------------------------------------------------------------------------- findings
-
-
-def findings_section(findings: Sequence[Finding], *, audited: bool) -> Markup:
-    verdict = el("p", status("unknown", word="verdict unknown"), " ", _verdict(audited), class_="verdict")
-    items = el("ul", *(_finding(finding) for finding in worst_first(findings)), class_="findings") if findings else None
-    return section("findings", "Can this be believed?", verdict, items)
-
-
-def _verdict(audited: bool) -> str:
-    tail = "A ranking is evidence, not proof; a verdict per query comes with a later version of Headwater."
-    if audited:
-        return f"The findings below are what was measured about this trace; what they leave out was not. {tail}"
-    return f"Nothing was audited for this run: no findings file is there. {tail}"
-
-
-def _finding(finding: Finding) -> Markup:
-    return el(
-        "li",
-        el("div", el("h3", foreign(finding.name)), status(finding.status), class_="finding-head"),
-        el("p", foreign(finding.because)),
-        _value(finding),
-        el("p", el("strong", "Next: "), foreign(finding.next_step), class_="next") if finding.next_step else None,
-        class_=f"finding finding-{finding.status}",
-    )
-
-
-def _value(finding: Finding) -> Markup | None:
-    parts = [f"value {with_unit(finding.value, finding.unit)}"] if finding.value is not None else []
-    if finding.interval:
-        parts.append(f"interval {number(finding.interval[0])} to {number(finding.interval[1])}")
-    elif finding.value is not None:
-        parts.append("no interval")
-    parts += [f"n = {finding.n:,}"] if finding.n is not None else []
-    return el("p", " · ".join(parts), class_="value") if parts else None
 
 
 # ------------------------------------------------------------------------------------------------ queries at a glance

@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from headwater.report.audited import value_text, worst_first
 from headwater.report.experiment import effects, sentence
-from headwater.report.numerals import NONE, fixed, rate, with_unit
-from headwater.report.schema import Experiment, MethodInfo, Query, Ranked, Row, Trace, parse_trace
+from headwater.report.numerals import NONE, fixed, number, rate, with_unit
+from headwater.report.schema import AuditRecord, Experiment, MethodInfo, Query, QueryVerdict, Ranked, Row, Trace, parse_audit, parse_trace
 from headwater.report.text import excerpt, legible
+from headwater.report.verdicts import MARKS, MEANINGS, calibration_sentence, next_steps, unknown_findings
 from headwater.report.view import fold, overlap_sentence, ranking, scaled, score_heading, tops
 
 
@@ -27,6 +29,56 @@ def summary(trace: Mapping[str, Any] | Trace, console: Console, *, k: int = 3) -
         _print_query(query, checked, console, k=k)
     if checked.experiment:
         _print_experiment(checked.experiment, console)
+
+
+STYLES = {"fail": "bold red", "warn": "yellow", "unknown": "dim", "ok": "green"}
+
+
+def audit_summary(audit: Mapping[str, Any] | AuditRecord, console: Console) -> None:
+    """Print an audit: each query's verdict and what decided it, then the findings, worst first. Raises DataError as `summary` does."""
+    checked = parse_audit(audit)
+    if checked.verdicts:
+        console.print(verdict_table(checked))
+        if any(verdict.probability is not None for verdict in checked.verdicts):
+            console.print(_text(calibration_sentence(checked.calibration), style="dim"))
+        for step in next_steps(unknown_findings(checked.verdicts, checked.findings)):
+            console.print(_text(f"To find out: {step}"))
+        console.print()
+    console.print(finding_table(checked))
+    console.print(_text(_tally(checked), style="dim"))
+
+
+def verdict_table(audit: AuditRecord) -> Table:
+    """A line per query: the word, the probability, and the findings that decided it."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("verdict", "p", "query", "because"):
+        table.add_column(name, no_wrap=name in ("verdict", "p"), ratio=1 if name == "because" else None)
+    for verdict in audit.verdicts:
+        word = _text(verdict.status, style=STYLES[MARKS[verdict.status]])
+        table.add_row(word, fixed(verdict.probability), _text(excerpt(verdict.query_id, 24)), _text(_because(verdict)))
+    return table
+
+
+def _because(verdict: QueryVerdict) -> str:
+    return " ".join(finding.because for finding in verdict.findings) or MEANINGS[verdict.status]
+
+
+def finding_table(audit: AuditRecord) -> Table:
+    """Each finding with its value, interval and n, and what to do next; the worst first."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("finding", "", "what was seen"):
+        table.add_column(name, no_wrap=not name, ratio=1 if name.startswith("what") else None)
+    for finding in worst_first(audit.findings):
+        value, step = value_text(finding), finding.next_step
+        lines = [finding.because, *([value] if value else []), *([f"-> {step}"] if step else [])]
+        table.add_row(_text(finding.name), _text(finding.status, style=STYLES[finding.status]), _text("\n".join(lines)))
+    return table
+
+
+def _tally(audit: AuditRecord) -> str:
+    found = [f"{n} {word}" for word in STYLES if (n := sum(one.status == word for one in audit.findings))]
+    about = f"trace {audit.trace}: " if audit.trace else ""
+    return f"{about}{', '.join(found) or 'no finding'}{'' if audit.total_s is None else f', {number(audit.total_s)} s'}"
 
 
 def _print_query(query: Query, trace: Trace, console: Console, *, k: int) -> None:

@@ -9,9 +9,11 @@ from itertools import takewhile
 from types import MappingProxyType
 from typing import Any
 
+from headwater.report.icons import SHAPES
 from headwater.report.numerals import fixed, power_of_ten
-from headwater.report.schema import Entry, Query, Ranked, Row, TokenMatrix, Trace
+from headwater.report.schema import Entry, Query, QueryVerdict, Ranked, Row, TokenMatrix, Trace
 from headwater.report.text import HIDDEN
+from headwater.report.verdicts import MARKS, MEANINGS, Told, probability
 
 TEXT_LIMIT = 20_000  # characters of one text that go into the page; the rest is named by its length and stays in the source
 TOP = 10  # ranks that methods are compared on
@@ -24,7 +26,10 @@ KINDS = {
 INTERVAL = 1.96  # standard errors on each side of a score: 95 % under a normal error
 
 
-def explorer(trace: Trace) -> dict[str, Any]:
+NOT_AUDITED = Told({})
+
+
+def explorer(trace: Trace, said: Told = NOT_AUDITED) -> dict[str, Any]:
     """The JSON island of the page."""
     methods = trace.ordered_methods
     return {
@@ -32,10 +37,12 @@ def explorer(trace: Trace) -> dict[str, Any]:
         "interval": INTERVAL,
         "top": TOP,
         "kinds": KINDS,
+        "marks": SHAPES,
+        "audited": said.any,
         "measure": trace.measure.model_dump(),
         "primary": trace.primary,
         "methods": [{"name": m.name, "unit": m.unit, "summary": m.summary, "provenance": _pretty(m.provenance)} for m in methods],
-        "queries": [_query(query, trace) for query in trace.queries],
+        "queries": [{**_query(query, trace), "verdict": verdict_of(said.of(query.id))} for query in trace.queries],
         "rows": {id: _row(row) for id, row in trace.rows.items()},
     }
 
@@ -51,6 +58,17 @@ def _query(query: Query, trace: Trace) -> dict[str, Any]:
         **split_tokens(query),
         "ranked": {name: ranking(ranked, row_tokens(query) if name == trace.primary else {}) for name, ranked in query.ranked.items()},
         "comparison": comparison(query, trace),
+    }
+
+
+def verdict_of(verdict: QueryVerdict) -> dict[str, Any]:
+    """A verdict as it is shown: its mark and word, what it means, and the findings that decided it."""
+    return {
+        "mark": MARKS[verdict.status],
+        "word": verdict.status,
+        "probability": None if verdict.probability is None else probability(verdict),
+        "meaning": MEANINGS[verdict.status],
+        "reasons": [{"mark": one.status, "name": one.name, "because": one.because} for one in verdict.findings],
     }
 
 

@@ -8,7 +8,7 @@ D sets of rows · N rows · Q queries
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
@@ -55,21 +55,28 @@ def tail_patch(
     patch: Patch,
     *,
     sets: Designs | None = None,
+    asked_DQ: np.ndarray | None = None,
+    scope: Collection[str] | None = None,
     measure: Measure = RESPONSE,
 ) -> Truth:
     """The measure of every query after steps on each row, or on each set of `sets` (kept: stepped on), always from the model as it is.
 
     The loss of a set is the sum over its rows of `sum_t -log p(token_t | before)`. With sgd and one step down it the change is, to first
     order, `-lr grad m_q . grad L_set`: what gradient methods predict, times lr. The trainable parameters (an adapter's, where there is
-    one) are stepped on and put back, bit for bit. The first design, "none", has no step: `changes` takes the others' difference from it. A
-    set whose step is not finite is marked as diverged. Cost: for each set `steps` passes over its rows, and a pass over the queries.
+    one; those named in `scope`, where that is given) are stepped on and put back, bit for bit. `asked_DQ` says which queries are measured
+    after which set, all of them where not given; the others are NaN. The first design, "none", has no step: `changes` takes the others'
+    difference from it. A set whose step is not finite is marked as diverged. Cost: for each set `steps` passes over its rows, and a pass
+    over the queries.
     """
     word = "step" if patch.way == "down" else "unlearn"
     sets = sets or Designs(tuple(f"{word}/{row.id}" for row in rows), np.eye(len(rows), dtype=bool))
     if sets.kept_DN.shape[1] != len(rows):
         raise UsageError(f"the sets are of {sets.kept_DN.shape[1]} rows, and there are {len(rows)}: make them for these")
-    outcomes_DQ = _outcomes(session, rows, queries, patch, sets=sets, measure=measure)
-    diverged_D = np.logical_not(np.isfinite(outcomes_DQ).all(1))
+    asked_DQ = np.ones((len(sets), len(queries)), dtype=bool) if asked_DQ is None else asked_DQ
+    with _stepping_on(session.model, scope) as parameters:
+        outcomes_DQ = _outcomes(session, rows, queries, patch, sets=sets, asked_DQ=asked_DQ, parameters=parameters, measure=measure)
+    wanted_DQ = np.concatenate([np.ones((1, len(queries)), dtype=bool), asked_DQ])
+    diverged_D = (wanted_DQ & ~np.isfinite(outcomes_DQ)).any(1)
     return Truth(
         outcomes_DSQ=np.where(diverged_D[:, None], np.nan, outcomes_DQ)[:, None],
         kept_DN=np.concatenate([np.zeros((1, len(rows)), dtype=bool), sets.kept_DN]),
@@ -91,10 +98,12 @@ def unlearn_step(
     patch: Patch,
     *,
     sets: Designs | None = None,
+    asked_DQ: np.ndarray | None = None,
+    scope: Collection[str] | None = None,
     measure: Measure = RESPONSE,
 ) -> Truth:
     """The same, away from the rows: up their loss."""
-    return tail_patch(session, rows, queries, replace(patch, way="up"), sets=sets, measure=measure)
+    return tail_patch(session, rows, queries, replace(patch, way="up"), sets=sets, asked_DQ=asked_DQ, scope=scope, measure=measure)
 
 
 def changes(truth: Truth) -> np.ndarray:
@@ -104,20 +113,45 @@ def changes(truth: Truth) -> np.ndarray:
 
 
 def _outcomes(
-    session: Session, rows: Sequence[Example], queries: Sequence[Example], patch: Patch, *, sets: Designs, measure: Measure
+    session: Session,
+    rows: Sequence[Example],
+    queries: Sequence[Example],
+    patch: Patch,
+    *,
+    sets: Designs,
+    asked_DQ: np.ndarray,
+    parameters: list[nn.Parameter],
+    measure: Measure,
 ) -> np.ndarray:
-    """[1 + D, Q] without a step, then after each set's; NaN where a gradient was not finite."""
-    parameters = [parameter for parameter in session.model.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise UsageError("no parameter of this model requires a gradient, so there is nothing to step on; call requires_grad_()")
+    """[1 + D, Q] without a step, then after each set's; NaN where a gradient was not finite, or nothing was asked."""
     outcomes_DQ = np.full((1 + len(sets), len(queries)), np.nan)
     with _put_back(session.model) as put_back:
         outcomes_DQ[0] = measured(session, measure, queries)
-        for d, kept_N in track(enumerate(sets.kept_DN, start=1), total=len(sets), description="tail patches"):
+        for d, (kept_N, asked_Q) in track(
+            enumerate(zip(sets.kept_DN, asked_DQ, strict=True), 1), total=len(sets), description="tail patches"
+        ):
             if _take_steps(session, [rows[n] for n in np.flatnonzero(kept_N).tolist()], parameters, patch):
-                outcomes_DQ[d] = measured(session, measure, queries)
+                outcomes_DQ[d, asked_Q] = measured(session, measure, [queries[q] for q in np.flatnonzero(asked_Q)])
             put_back()
     return outcomes_DQ
+
+
+@contextmanager
+def _stepping_on(model: nn.Module, scope: Collection[str] | None) -> Iterator[list[nn.Parameter]]:
+    """The parameters to step on, which alone require a gradient inside. Raises UsageError where there are none."""
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    wanted = {name for name, requires in before.items() if requires} if scope is None else set(scope)
+    if missing := sorted(wanted - before.keys()):
+        raise UsageError(f"{len(missing)} parameters to step on are not in this model, the first is {missing[0]}")
+    if not wanted:
+        raise UsageError("no parameter of this model requires a gradient, so there is nothing to step on; call requires_grad_()")
+    try:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in wanted)
+        yield [parameter for parameter in model.parameters() if parameter.requires_grad]
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(before[name])
 
 
 @contextmanager

@@ -112,6 +112,18 @@ function step(event, count, at, go) {
 const kindTitle = (kind) => (Object.hasOwn(data.kinds, kind) ? data.kinds[kind] : null);
 const badge = (name, title, kind = name) => h("span", { class: `badge badge-${kind}`, title }, name);
 
+const mark = (name) => s("svg", { viewBox: "0 0 16 16", width: 16, height: 16, "aria-hidden": "true", focusable: "false" }, data.marks[name].map(([tag, attributes]) => s(tag, attributes)));
+const statusMark = (name, word) => h("span", { class: `status status-${name}` }, mark(name), " ", h("span", {}, word));
+
+// Whether the list below can be believed, and what decided it.
+function verdictPart(verdict) {
+  const reasons = verdict.reasons.map((reason) => h("li", {}, statusMark(reason.mark, reason.mark), " ", foreign(reason.because)));
+  return h("div", { class: `query-verdict finding-${verdict.mark}` },
+    h("p", {}, h("strong", {}, "Verdict: "), statusMark(verdict.mark, verdict.word), verdict.probability ? h("span", { class: "probability" }, ` ${verdict.probability}`) : null),
+    h("p", {}, verdict.meaning),
+    reasons.length ? h("ul", { class: "reasons" }, reasons) : null);
+}
+
 function queryText(query) {
   const answer = query.response_tokens.length ? tokenLine(query) : foreign(query.response.text);
   const question = query.prompt.length ? passage(query.prompt, "prompt") : query.prompt_tokens.map((token) => foreign(token.text));
@@ -320,6 +332,7 @@ function overlapCell(count, same, size) {
 // ------------------------------------------------------------------------------------------------------- the explorer
 
 const queryLabel = (query) => [h("span", { class: "tab-name" }, foreign(query.id)), query.kind && query.kind !== query.id ? badge(query.kind, kindTitle(query.kind)) : null,
+  data.audited ? h("span", { class: `tab-verdict status status-${query.verdict.mark}` }, mark(query.verdict.mark), h("span", { class: "visually-hidden" }, query.verdict.word)) : null,
   h("span", { class: "tab-text" }, oneLine(query.prompt, 70))];
 const methodLabel = (method) => [method.name, method.name === data.primary ? [" ", h("span", { class: "tab-note" }, "primary")] : null];
 
@@ -328,7 +341,7 @@ function queryPanel(query) {
   const head = h("div", { class: "panel-head" }, h("h3", {}, foreign(query.id), " ", query.kind && query.kind !== query.id ? badge(query.kind, kindTitle(query.kind)) : null),
     h("p", { class: "measure" }, `${data.measure.name.replaceAll("_", " ")} `, h("strong", {}, value)));
   const hint = kindTitle(query.kind) ? h("p", { class: "quiet" }, kindTitle(query.kind)) : null;
-  return [head, hint, queryText(query), h("h3", {}, "Training rows, ranked"), methodTabs(query), methodPanel(query), comparisonPart(query)];
+  return [head, hint, queryText(query), verdictPart(query.verdict), h("h3", {}, "Training rows, ranked"), methodTabs(query), methodPanel(query), comparisonPart(query)];
 }
 
 const available = (query) => data.methods.filter((method) => Object.hasOwn(query.ranked, method.name));
