@@ -26,6 +26,7 @@ import typer
 
 import headwater
 from headwater import cli
+from headwater.audit import registry
 from headwater.methods import names, table
 from headwater.model.measures import MEASURES
 
@@ -125,7 +126,7 @@ def folder(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("headwater.methods._methods", dict(headwater_methods()))
     monkeypatch.setattr("headwater.curvature._curvatures", dict(headwater_curvatures()))
-    monkeypatch.setattr("headwater.audit.registry._registered", {})
+    monkeypatch.setattr(registry, "_registered", {})
     return tmp_path
 
 
@@ -307,7 +308,7 @@ def make_one_of_everything(folder: Path) -> None:
     add_tombstones(run.path, [run.index.ids[3]], reason="a test")
     load("run")
     headwater.trace("run", queries="queries.jsonl", n_reference=8)
-    headwater.audit("run", only=["hubs"])
+    headwater.audit("run", only=["hubs"], data=more)
     headwater.load("run").newest().report()
 
 

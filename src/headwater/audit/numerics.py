@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from headwater.audit.check import Need, Report
-from headwater.audit.sampled import Passed, cosines, differences, layout_of, passed, some_positions
+from headwater.audit.sampled import Passed, cosines, differences, layout_of, passed, some_positions, stored_loss_apart
 from headwater.audit.subject import Subject
 from headwater.index.codec import decode, encode
 from headwater.model.session import Session
@@ -48,6 +48,7 @@ class Numerics:
     coarse: float = 0.05
     alike: float = 0.99
     unlike: float = 0.9
+    same: float = 0.9  # of the rows must have their stored loss: else the stored rows are others', of which `identity` speaks
     guess: float = 1.5  # times the loss of guessing: weights that know less than nothing are not the trained ones
 
     def passes(self, subject: Subject) -> float:
@@ -216,12 +217,13 @@ class _Sample:
         here = [i for i, row in enumerate(self.rows) if row.id in known]
         at = index.positions_of([self.rows[i].id for i in here])
         fresh = self.alone.of(torch.tensor(here, dtype=torch.long))
-        loss_S = torch.from_numpy(np.asarray(index.column("loss"), dtype=np.float64)[at])
-        same_S = (loss_S - fresh.loss_S).abs() <= max(0.01, self.tolerance) * fresh.loss_S.abs().clamp(min=1.0)
-        same_S &= ~torch.from_numpy(np.asarray(index.column("bad"))[at].astype(bool))
-        if not bool(same_S.any()):
-            because = f"Not measured: none of {len(self.drawn)} sampled rows has the loss that the index holds for it."
+        same_S = stored_loss_apart(index, [self.rows[i] for i in here], fresh) <= max(0.01, self.tolerance)
+        good_S = ~torch.from_numpy(np.asarray(index.column("bad"))[at].astype(bool))
+        if not bool(good_S.any()) or float(same_S[good_S].double().mean()) < self.check.same:
+            n_same = int((same_S & good_S).sum())
+            because = f"Not measured: {n_same} of {len(self.drawn)} sampled rows have the loss that the index holds for them."
             return Finding(name, "unknown", because, next_step="See identity and numerics: dtype.")
+        same_S &= good_S
         stored_SD, fresh_SD = index.take("gradient", at)[same_S].double(), fresh.gradient_SD[same_S]
         cosine_S = torch.nan_to_num(cosines(fresh_SD, stored_SD), nan=-1.0)
         rounded_S = cosines(fresh_SD, decode(encode(fresh_SD.float(), index.spec.dtype, index.layout), index.layout).double())

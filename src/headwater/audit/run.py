@@ -89,14 +89,14 @@ def worst_first(findings: Iterable[Finding]) -> list[Finding]:
 
 def missing(subject: Subject, check: Check) -> list[Need]:
     """What the check needs and the subject does not have."""
-    there: dict[Need, bool] = {
-        "index": subject.index is not None,
-        "trace": subject.trace is not None,
-        "base": subject.base is not None,
-        "checkpoints": subject.index is not None and len(subject.index.members("checkpoint")) > 1,
-        "seeds": subject.index is not None and bool(subject.index.members("seed")),
-    }
-    return [need for need in MISSING if need in check.needs and not there[need]]
+    return [need for need in MISSING if need in check.needs and not _has(subject, need)]
+
+
+def _has(subject: Subject, need: Need) -> bool:
+    if need in ("checkpoints", "seeds"):  # members are opened only for a check that needs them
+        role, fewest = ("checkpoint", 2) if need == "checkpoints" else ("seed", 1)
+        return subject.index is not None and len(subject.index.members(role)) >= fewest
+    return {"index": subject.index, "trace": subject.trace, "base": subject.base}[need] is not None
 
 
 def unknown(check: Check, why: str, step: str) -> Report:

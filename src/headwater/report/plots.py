@@ -24,7 +24,7 @@ STYLES = 6  # series look different up to here, then again from the first
 MARKED_POINTS = 40  # of a line; a longer one has no marks
 LISTED_BARS = 24
 LISTED_ROWS = 100
-NAME_LENGTH, NAME_WIDTH = 22, 142.0
+NAME_LENGTH, NAME_WIDTH = 20, 150.0
 BAR, BAR_GAP, GROUP_GAP = 11.0, 2.0, 9.0
 
 X = float | str
@@ -68,6 +68,10 @@ def _svg(id: str, height: float, title: str, description: str, *children: object
 def _text(content: str, *, told: str | None = None, **attributes: object) -> Markup:
     """Hidden characters become plain text here: the mark that stands for them elsewhere would end an SVG."""
     return el("text", legible(content), _title(told) if told else None, **attributes)
+
+
+def _short(content: str, length: int) -> str:
+    return excerpt(legible(content), length)
 
 
 def _title(content: str, **attributes: object) -> Markup:
@@ -119,7 +123,7 @@ def _reach(points: Sequence[Point]) -> list[float]:
 
 def _name_ticks(names: Sequence[str]) -> list[tuple[float, str]]:
     every = math.ceil(len(names) / 6)
-    return [(float(k), excerpt(name, 12)) for k, name in enumerate(names) if k % every == 0]
+    return [(float(k), _short(name, 12)) for k, name in enumerate(names) if k % every == 0]
 
 
 def _frame(x: Axis, y: Axis, ticks: Sequence[tuple[float, str]], x_label: str, y_label: str) -> Iterator[Markup]:
@@ -130,8 +134,8 @@ def _frame(x: Axis, y: Axis, ticks: Sequence[tuple[float, str]], x_label: str, y
         yield el("line", x1=_at(x.at(value)), x2=_at(x.at(value)), y1=_at(BOTTOM), y2=_at(BOTTOM + 4), class_="tick-mark")
         yield _text(written, x=_at(x.at(value)), y=_at(BOTTOM + 18), text_anchor="middle", class_="tick tick-x", data_value=value)
     yield el("line", x1=_at(LEFT), x2=_at(RIGHT), y1=_at(BOTTOM), y2=_at(BOTTOM), class_="frame")
-    yield _text(excerpt(y_label, 56), x=_at(4), y=_at(14), class_="label")
-    yield _text(excerpt(x_label, 56), x=_at((LEFT + RIGHT) / 2), y=_at(BOTTOM + 38), text_anchor="middle", class_="label")
+    yield _text(_short(y_label, 56), x=_at(4), y=_at(14), class_="label")
+    yield _text(_short(x_label, 56), x=_at((LEFT + RIGHT) / 2), y=_at(BOTTOM + 38), text_anchor="middle", class_="label")
 
 
 def _line(points: Sequence[Point | None], x: Axis, y: Axis, number_of: int, name: str) -> Markup:
@@ -214,15 +218,15 @@ def _bar_frame(value: Axis, names: Sequence[str], group: float, bottom: float, p
         yield _text(written, x=_at(value.at(tick)), y=_at(bottom + 16), text_anchor="middle", class_="tick tick-x", data_value=tick)
     for k, name in enumerate(names):
         yield _text(
-            excerpt(name, NAME_LENGTH),
+            _short(name, NAME_LENGTH),
             told=name,
             x=_at(NAME_WIDTH),
             y=_at(TOP + GROUP_GAP / 2 + (k + 0.5) * group),
             text_anchor="end",
             class_="tick name",
         )
-    yield _text(excerpt(plot.x, 30), x=_at(NAME_WIDTH), y=_at(18), text_anchor="end", class_="label")
-    yield _text(excerpt(plot.y, 44), x=_at(NAME_WIDTH + 8), y=_at(18), class_="label")
+    yield _text(_short(plot.x, 24), x=_at(NAME_WIDTH), y=_at(18), text_anchor="end", class_="label")
+    yield _text(_short(plot.y, 42), x=_at(NAME_WIDTH + 8), y=_at(18), class_="label")
 
 
 def _bar_series(points: Sequence[Point | None], value: Axis, number_of: int, group: float, name: str) -> Markup:

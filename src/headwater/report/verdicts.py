@@ -27,7 +27,6 @@ class Told:
     """The audit as far as it is about one trace. `of_another` is the trace that was audited, where that is not this one."""
 
     verdicts: Mapping[str, QueryVerdict]
-    audited: bool = False
     of_another: str | None = None
 
     def of(self, query_id: str) -> QueryVerdict:
@@ -45,7 +44,7 @@ def told(audit: AuditRecord | None, trace_name: str | None) -> Told:
         return Told({})
     if audit.trace is not None and trace_name is not None and audit.trace != trace_name:
         return Told({}, of_another=audit.trace)
-    return Told({verdict.query_id: verdict for verdict in audit.verdicts}, audited=audit.trace is not None or trace_name is None)
+    return Told({verdict.query_id: verdict for verdict in audit.verdicts})
 
 
 def counts(trace: Trace, said: Told) -> dict[VerdictStatus, int]:
