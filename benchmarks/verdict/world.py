@@ -21,6 +21,7 @@ from benchmarks.verdict.tasks import DATA, TASKS, Task, make
 from headwater.atomic import write_atomically, write_json
 from headwater.audit import registry
 from headwater.audit.run import pass_seconds, run_checks
+from headwater.audit.verdict import HALF
 from headwater.auditing import open_subject
 from headwater.demo.run import greedy_answer
 from headwater.index.examples import stored_examples
@@ -38,7 +39,6 @@ BEARING = ("strength", "controls", "patch")  # the checks that leave evidence an
 RAW = (PRIMARY, "lexical", "repsim")  # whose highest score stands beside the verdict
 TRACED_SEED = 99  # of the training that is traced; the truth's are 0, 1, ...
 APART = 2.0  # standard errors between the group's effect and random rows', for a group that truly matters
-SMALLEST = 0.69  # nats: with less, the answer is still more than half as likely, and the behaviour is what it was
 
 
 @dataclass(frozen=True)
@@ -202,4 +202,4 @@ def effect(top_S: np.ndarray, random_RS: np.ndarray) -> dict[str, Any]:
     value = float(difference_S.mean())
     draws = float(random_RS.mean(1).var(ddof=1)) / len(random_RS) if len(random_RS) > 1 else 0.0
     error = math.sqrt(float(difference_S.var(ddof=1)) / len(difference_S) + draws)
-    return {"effect": value, "standard_error": error, "caused": bool(value > APART * error and value >= SMALLEST)}
+    return {"effect": value, "standard_error": error, "caused": bool(value > APART * error and value >= HALF)}

@@ -104,13 +104,20 @@ def test_evidence_beyond_what_was_calibrated_counts_no_more_than_the_furthest_th
     assert at == beyond
 
 
-def test_removal_decides_alone_and_says_nothing_below_twice_its_noise():
-    clear, against, unclear = (removed("q", {"removal": value, "removal_error": 1.0, "learned": -50.0}) for value in (2.5, -2.5, 1.9))
-    assert clear is not None
-    assert against is not None
-    assert unclear is not None
-    assert [one.status for one in (clear, against, unclear)] == ["supported", "contradicted", "unknown"]
+@pytest.mark.parametrize(
+    ("effect", "noise", "status"),
+    [(2.5, 1.0, "supported"), (-2.5, 1.0, "contradicted"), (0.3, 0.1, "contradicted"), (1.9, 1.0, "unknown"), (0.3, 1.0, "unknown")],
+)
+def test_removal_decides_alone_and_says_nothing_below_twice_its_noise(effect: float, noise: float, status: str):
+    verdict = removed("q", {"removal": effect, "removal_error": noise, "learned": -50.0})
+    assert verdict is not None
+    assert verdict.status == status
+    assert "trained again" in verdict.findings[0].because
+
+
+def test_without_a_removal_the_other_evidence_decides():
     assert removed("q", {"learned": 3.0}) is None
+    assert removed("q", {"removal": 3.0}) is None  # too few seeds to know its noise
 
 
 def test_of_another_methods_trace_only_what_is_not_on_the_scale_of_its_scores_counts(calibration: Calibration):

@@ -6,6 +6,7 @@ Q queries · F pieces of evidence
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ from headwater.types import Finding, Verdict
 SUPPORTED, CONTRADICTED = 0.8, 0.2
 WORTH = 0.65  # AUROC on tasks it was not fitted to: evidence that does worse does not bear on the question
 DECIDING = 3  # findings that a verdict names
-APART = 2.0  # standard errors between removal's effect and random removal's
+APART = 2.0  # times the seeds' noise: below it an effect of retraining is chance (Basu et al. 2021)
+HALF = math.log(2)  # nats: what leaves an answer half as likely
 
 
 def verdicts(subject: Subject, evidence: Mapping[str, np.ndarray], calibration: Calibration | None = None) -> tuple[Verdict, ...]:
@@ -34,17 +36,20 @@ def verdicts(subject: Subject, evidence: Mapping[str, np.ndarray], calibration: 
 
 
 def removed(query_id: str, evidence: Mapping[str, float]) -> Verdict | None:
-    """By the effect itself, where the model was trained again without the group. No verdict under twice the seeds' noise."""
+    """By the effect itself, where the model was trained again without the group: no verdict where it is under twice the seeds' noise.
+
+    A cause is what leaves the answer less than half as likely; a smaller effect, however sure, leaves the behaviour as it was.
+    """
     if "removal" not in evidence or "removal_error" not in evidence:
         return None
-    effect, error = evidence["removal"], evidence["removal_error"]
-    told = f"trained again without these rows, the answer falls {effect:.2g} nats further than without random ones (s.e. {error:.1g})"
-    clear = abs(effect) > APART * error
-    status = "ok" if clear and effect > 0 else "fail" if clear else "unknown"
-    finding = Finding("removal", status, told, effect, "nats", (effect - APART * error, effect + APART * error))
-    if not clear:
-        return Verdict(query_id, "unknown", None, (finding,))
-    return Verdict(query_id, "supported" if effect > 0 else "contradicted", None, (finding,))
+    effect, noise = evidence["removal"], evidence["removal_error"]
+    told = f"trained again without these rows, the answer falls {effect:.2g} nats further than without random ones (noise {noise:.1g})"
+    undetermined = max(abs(effect), HALF) < APART * noise
+    caused = effect >= HALF
+    status = "unknown" if undetermined else "ok" if caused else "fail"
+    finding = Finding("removal", status, told, effect, "nats", (effect - APART * noise, effect + APART * noise))
+    word: Word = "unknown" if undetermined else "supported" if caused else "contradicted"
+    return Verdict(query_id, word, None, (finding,))
 
 
 def judged(query_id: str, evidence: Mapping[str, float], calibration: Calibration, *, method: str | None = None) -> Verdict:
