@@ -413,9 +413,17 @@ class Finding:
         return {**asdict(self), "interval": None if self.interval is None else list(self.interval)}
 
 
+SUPPORTED, CONTRADICTED = 0.8, 0.2
+"""A verdict's word: `supported` from the one probability on, `contradicted` up to the other, `weak` between them."""
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a query's trace can be believed: a probability, a word for it, and the findings that decided it."""
+    """Whether a query's trace can be believed: a probability, a word for it, and the findings that decided it.
+
+    The probability is that removing the named rows changes the answer more than removing as many random ones. It is None where removal
+    itself was measured, and where nothing that bears on it was (`unknown`).
+    """
 
     query_id: str
     status: Literal["supported", "weak", "contradicted", "unknown"]

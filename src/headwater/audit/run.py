@@ -60,17 +60,13 @@ def run_checks(subject: Subject, checks: Iterable[Check], *, budget_s: float | N
     """
     start = time.monotonic()
     pace_s = pass_seconds(subject) if budget_s is not None else 0.0
-    ordered = sorted(checks, key=lambda check: check.passes(subject))
+    ordered = sorted(checks, key=lambda check: _passes(check, subject))
     reports: dict[str, Report] = {}
     seconds: dict[str, float] = {}
     left_out: dict[str, str] = {}
     for check in track(ordered, total=len(ordered), description="audit"):
-        lacking = missing(subject, check)
-        cost_s = check.passes(subject) * pace_s
-        spent_s = time.monotonic() - start
-        if lacking:
-            reports[check.name] = unknown(check, MISSING[lacking[0]][0], MISSING[lacking[0]][1])
-        elif budget_s is not None and spent_s + cost_s > budget_s:
+        spent_s, cost_s = time.monotonic() - start, _passes(check, subject) * pace_s
+        if budget_s is not None and spent_s + cost_s > budget_s:
             left_out[check.name] = f"about {cost_s:.0f} s, and {max(budget_s - spent_s, 0):.0f} s of the budget were left"
             minutes = (spent_s + cost_s) / 60
             reports[check.name] = unknown(check, f"left out: {left_out[check.name]}", f"Give it more time: --budget {minutes:.1f} minutes.")
@@ -105,10 +101,20 @@ def unknown(check: Check, why: str, step: str) -> Report:
 
 def _run(check: Check, subject: Subject) -> Report:
     try:
+        if lacking := missing(subject, check):
+            return unknown(check, *MISSING[lacking[0]])
         return check(subject)
     except Exception as error:  # whatever a check meets, the others' findings are worth having
         say(f"{check.name}: {type(error).__name__}: {error}")
         return unknown(check, f"the check ended with {type(error).__name__}: {error}", "If this is not about your data, report it.")
+
+
+def _passes(check: Check, subject: Subject) -> float:
+    """Nothing where the check lacks what its cost depends on: it will say so itself."""
+    try:
+        return 0.0 if missing(subject, check) else check.passes(subject)
+    except Exception:
+        return 0.0
 
 
 def pass_seconds(subject: Subject) -> float:

@@ -15,9 +15,8 @@ import numpy as np
 from headwater.audit.calibration import Calibration, shipped
 from headwater.audit.evidence import EVIDENCE
 from headwater.audit.subject import Subject
-from headwater.types import Finding, Verdict
+from headwater.types import CONTRADICTED, SUPPORTED, Finding, Verdict
 
-SUPPORTED, CONTRADICTED = 0.8, 0.2
 WORTH = 0.65  # AUROC on tasks it was not fitted to: evidence that does worse does not bear on the question
 DECIDING = 3  # findings that a verdict names
 APART = 2.0  # times the seeds' noise: below it an effect of retraining is chance (Basu et al. 2021)

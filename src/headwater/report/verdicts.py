@@ -10,13 +10,12 @@ from headwater.report.numerals import fixed
 from headwater.report.schema import AuditRecord, Calibration, QueryVerdict, Trace, VerdictStatus
 from headwater.types import Finding, FindingStatus
 
-SUPPORTED, CONTRADICTED = 0.8, 0.2
 STATUSES: tuple[VerdictStatus, ...] = ("supported", "weak", "contradicted", "unknown")
 MARKS: Mapping[VerdictStatus, FindingStatus] = {"supported": "ok", "weak": "warn", "contradicted": "fail", "unknown": "unknown"}
 MEANINGS: Mapping[VerdictStatus, str] = {
-    "supported": "Removing these rows would very likely change this output more than removing as many random rows.",
-    "weak": "Removing these rows may or may not change this output more than removing as many random rows.",
-    "contradicted": "Removing these rows would very likely change this output no more than removing as many random rows.",
+    "supported": "Without these rows this output would very likely be less than half as likely as without as many random rows.",
+    "weak": "Whether this output would be much less likely without these rows is not clear.",
+    "contradicted": "Without these rows this output would very likely be nearly as likely as without as many random rows.",
     "unknown": "No check of an audit has measured whether these rows are behind this output.",
 }
 STEPS = 3
