@@ -13,10 +13,8 @@ from headwater.report.parts import cut, prose, section
 from headwater.report.plots import calibration_figure, figure
 from headwater.report.schema import AuditRecord, Query, QueryVerdict, Trace
 from headwater.report.verdicts import (
-    CONTRADICTED,
     MARKS,
     MEANINGS,
-    SUPPORTED,
     Told,
     calibration_sentence,
     counts,
@@ -24,7 +22,7 @@ from headwater.report.verdicts import (
     probability,
     unknown_findings,
 )
-from headwater.types import Finding, FindingStatus
+from headwater.types import CONTRADICTED, SUPPORTED, Finding, FindingStatus
 
 WORST_FIRST: tuple[FindingStatus, ...] = ("fail", "warn", "unknown", "ok")
 SHOWN_QUERIES = 8

@@ -16,7 +16,7 @@ from headwater.report.numerals import NONE, fixed, number
 from headwater.report.parts import prose
 from headwater.report.schema import Bin, Calibration, PlotRecord, PlotSeries
 from headwater.report.text import excerpt, legible
-from headwater.report.verdicts import CONTRADICTED, SUPPORTED
+from headwater.types import CONTRADICTED, SUPPORTED
 
 WIDTH, HEIGHT = 440.0, 264.0
 LEFT, RIGHT, TOP, BOTTOM = 50.0, 428.0, 30.0, 220.0
