@@ -21,6 +21,8 @@ def figures(records: Sequence[Mapping[str, Any]], *, fitted: int = 2) -> dict[st
     by_task = {task: _of(judged, known.task_M == task) for task in known.tasks}
     return {
         "auroc": judged.auroc,
+        "intervals": intervals(records, judged),
+        "auroc_fitted_to_one_task": known.left_out(known.usable(known.evidence), fitted=1).auroc,
         "auroc_by_task": {task: one.auroc for task, one in by_task.items()},
         "auroc_of_raw_scores": {name: auroc(values_M[judged.record_J], judged.caused_J) for name, values_M in raw.items()},
         "auroc_of_each": {name: known.left_out([name], fitted=fitted).auroc for name in known.usable(known.evidence)},
@@ -49,6 +51,20 @@ def shares(records: Sequence[Mapping[str, Any]], judged: Judged) -> dict[str, An
         "n_caused": int(judged.caused_J.sum()),
         "n_uncaused": int(uncaused_J.sum()),
     }
+
+
+def intervals(records: Sequence[Mapping[str, Any]], judged: Judged, *, resamples: int = 1000) -> dict[str, list[float]]:
+    """95 % over queries, by the bootstrap: a query comes with all its judgements. Fits and tasks are as they are."""
+    rng, n = np.random.default_rng(0), len(records)
+    of_record = [np.flatnonzero(judged.record_J == m) for m in range(n)]
+    found: dict[str, list[float]] = {name: [] for name in ("auroc", "ece", "supported_true", "caused_supported", "uncaused_supported")}
+    for _ in range(resamples):
+        drawn_J = np.concatenate([of_record[m] for m in rng.integers(n, size=n)])
+        one = Judged(judged.record_J[drawn_J], judged.probability_J[drawn_J], judged.caused_M)
+        values = {"auroc": one.auroc, "ece": one.expected_calibration_error, **shares(records, one)}
+        for name, column in found.items():
+            column.append(np.nan if values[name] is None else values[name])
+    return {name: np.nanquantile(column, [0.025, 0.975]).tolist() for name, column in found.items()}
 
 
 def _without(known: Calibration, fitted: int) -> dict[str, float]:

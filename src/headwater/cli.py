@@ -237,6 +237,10 @@ def audit(
     only: Only = None,
     base: Annotated[str | None, typer.Option("--base", help="The model before fine-tuning; the run's own where it says.")] = None,
     validation: Annotated[Path | None, typer.Option(help="A file of rows of the same kind that were not trained on.")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--recipe", help="How the model was trained, as YAML: epochs, lr, ...; the run's Trainer's where not given."),
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="Only list the checks: what each measures and needs.")] = False,
     report: Annotated[bool, typer.Option(help="Write report.html as well.")] = True,
     json_: Json = False,
@@ -249,10 +253,12 @@ def audit(
     if run is None:
         _usage("which run? `headwater audit RUN`, or `headwater audit --list` for the checks that there are")
     from headwater.auditing import audit as audit_run
+    from headwater.recipe import read_yaml
     from headwater.report import write_report
 
+    training = None if recipe is None else read_yaml(recipe)
     with _progress(quiet):
-        found = audit_run(run, trace=trace, budget=budget, only=_parts(only), base=base, validation=validation)
+        found = audit_run(run, trace=trace, budget=budget, only=_parts(only), base=base, validation=validation, training=training)
     page = write_report(run, trace=found.trace) if report and found.trace is not None else None
     _show_audit({**found.to_json(), "report": page and str(page)}, json_=json_)
     if page and not json_:
