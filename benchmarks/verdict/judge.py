@@ -35,6 +35,19 @@ def figures(records: Sequence[Mapping[str, Any]], *, fitted: int = 2) -> dict[st
     }
 
 
+def fresh_figures(records: Sequence[Mapping[str, Any]], fresh: Sequence[Mapping[str, Any]], *, fitted: int = 2) -> dict[str, Any]:
+    """Worlds that nothing was fitted to or decided on, judged by the fits on two of the other records' tasks, none of them their own."""
+    known, others = Calibration.of(records, PRIMARY), Calibration.of(fresh, PRIMARY)
+    judged = known.judge(others, known.usable(known.evidence), fitted=fitted)
+    return {
+        "n_queries": len(fresh),
+        "auroc": judged.auroc,
+        "ece": judged.expected_calibration_error,
+        **shares(fresh, judged),
+        "intervals": intervals(fresh, judged),
+    }
+
+
 def shares(records: Sequence[Mapping[str, Any]], judged: Judged) -> dict[str, Any]:
     """Of `supported` judgements, how many were true; of true causes, how many were given it; of queries without a cause, how many were."""
     supported_J = judged.probability_J >= SUPPORTED

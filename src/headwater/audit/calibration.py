@@ -85,25 +85,25 @@ class Calibration:
         return fit_logistic(x_MF[used_M], self.caused_M[used_M], tuple(names))
 
     def left_out(self, names: Sequence[str], *, fitted: int = 2) -> Judged:
-        """See `_left_out`; computed once for each set of names."""
+        """`judge` of the records themselves; computed once for each set of names."""
         key = (tuple(names), fitted)
         if key not in self._judged:
-            self._judged[key] = self._left_out(*key)
+            self._judged[key] = self.judge(self, names, fitted=fitted)
         return self._judged[key]
 
     @cached_property
     def _judged(self) -> dict[tuple[tuple[str, ...], int], Judged]:
         return {}
 
-    def _left_out(self, names: Sequence[str], fitted: int) -> Judged:
-        """Each record's probability by every fit on `fitted` tasks that are not its own: what to expect on a task of another kind."""
-        x_MF, fitted = self.matrix(names), min(fitted, len(self.tasks) - 1)
+    def judge(self, others: Calibration, names: Sequence[str], *, fitted: int = 2) -> Judged:
+        """Probabilities of other records by every fit on `fitted` of the tasks, none of them their own: what to expect on another kind."""
+        x_MF, fitted = self.matrix(names, others.evidence), min(fitted, len(self.tasks) - 1)
         known_M = np.isfinite(x_MF).all(1)
         parts = []
         for chosen in combinations(self.tasks, fitted):
-            of_M = known_M & ~np.isin(self.task_M, chosen)
+            of_M = known_M & ~np.isin(others.task_M, chosen)
             parts.append((np.flatnonzero(of_M), self.fit(names, chosen).probability(x_MF[of_M])))
-        return Judged(np.concatenate([m for m, _ in parts]), np.concatenate([p for _, p in parts]), self.caused_M)
+        return Judged(np.concatenate([m for m, _ in parts]), np.concatenate([p for _, p in parts]), others.caused_M)
 
 
 @dataclass(frozen=True, eq=False)
