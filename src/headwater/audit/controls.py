@@ -12,14 +12,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import nn
 
 from headwater import methods
 from headwater.audit.check import Need, Report
 from headwater.audit.subject import Subject
 from headwater.evaluate.figure import Figure, mean_figure
-from headwater.evaluate.overlap import overlap_Q
+from headwater.evaluate.overlap import overlap_Q, rank_correlation_Q
 from headwater.evaluate.ranking import Ranking
 from headwater.index.queries import query_index
 from headwater.model import measures
@@ -151,16 +150,7 @@ def scores_under(subject: Subject, session: Session) -> Scores:
 
 
 def _correlation_Q(scores: Scores, other: Scores) -> np.ndarray:
-    """[Q] Spearman over the rows that both score; NaN where either does not vary."""
-    pairs = zip(scores.values_QN, other.values_QN, strict=True)
-    return np.array([_spearman(a_N, b_N) for a_N, b_N in pairs])
-
-
-def _spearman(a_N: np.ndarray, b_N: np.ndarray) -> float:
-    both_N = np.isfinite(a_N) & np.isfinite(b_N)
-    if both_N.sum() < 3 or np.ptp(a_N[both_N]) == 0 or np.ptp(b_N[both_N]) == 0:
-        return np.nan
-    return float(spearmanr(a_N[both_N], b_N[both_N]).statistic)
+    return rank_correlation_Q(Ranking(scores.values_QN), Ranking(other.values_QN))
 
 
 def _low(figure: Figure) -> float:

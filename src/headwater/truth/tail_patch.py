@@ -76,7 +76,7 @@ def tail_patch(
     with _stepping_on(session.model, scope) as parameters:
         outcomes_DQ = _outcomes(session, rows, queries, patch, sets=sets, asked_DQ=asked_DQ, parameters=parameters, measure=measure)
     wanted_DQ = np.concatenate([np.ones((1, len(queries)), dtype=bool), asked_DQ])
-    diverged_D = (wanted_DQ & ~np.isfinite(outcomes_DQ)).any(1)
+    diverged_D = np.logical_not(np.where(wanted_DQ, np.isfinite(outcomes_DQ), True).all(1))
     return Truth(
         outcomes_DSQ=np.where(diverged_D[:, None], np.nan, outcomes_DQ)[:, None],
         kept_DN=np.concatenate([np.zeros((1, len(rows)), dtype=bool), sets.kept_DN]),
@@ -131,7 +131,7 @@ def _outcomes(
             enumerate(zip(sets.kept_DN, asked_DQ, strict=True), 1), total=len(sets), description="tail patches"
         ):
             if _take_steps(session, [rows[n] for n in np.flatnonzero(kept_N).tolist()], parameters, patch):
-                outcomes_DQ[d, asked_Q] = measured(session, measure, [queries[q] for q in np.flatnonzero(asked_Q)])
+                outcomes_DQ[d, asked_Q] = measured(session, measure, [queries[q] for q in np.flatnonzero(asked_Q).tolist()])
             put_back()
     return outcomes_DQ
 
