@@ -55,7 +55,7 @@ class Size:
     retrainings: int = 5
 
 
-SMALL = Size(rows=120, steps=60, retrainings=2)
+SMALL = Size(rows=80, steps=30, retrainings=2)
 
 
 def main() -> None:
@@ -235,7 +235,7 @@ def drawn(rng: np.random.Generator, value_of_key: np.ndarray, labels_N: np.ndarr
 
 @dataclass(frozen=True)
 class OneBlock:
-    """A transformer of one block on one flat vector: embeddings, causal attention, a gelu layer; two logits at the last position."""
+    """A transformer of one block on one flat vector: embeddings, causal attention, a gelu layer; two logits of the mean over positions."""
 
     width: int = 16
     hidden: int = 64
@@ -263,11 +263,11 @@ class OneBlock:
         w = {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), flat, strict=True)}
         x_NTH = w["word"][tokens_NT] + w["place"]
         n_NTH = _normed(x_NTH)
-        weights_NT = ((n_NTH[:, -1] @ w["query"].T)[:, None] @ (n_NTH @ w["key"].T).mT)[:, 0] / self.width**0.5
-        read_NH = (weights_NT.softmax(1)[:, None] @ (n_NTH @ w["value"].T))[:, 0]
-        last_NH = x_NTH[:, -1] + read_NH @ w["out"].T
-        last_NH = last_NH + torch.nn.functional.gelu(_normed(last_NH) @ w["up"].T) @ w["down"].T
-        return _normed(last_NH) @ w["head"].T
+        match_NTT = (n_NTH @ w["query"].T) @ (n_NTH @ w["key"].T).mT / self.width**0.5
+        later_TT = torch.ones(self.positions, self.positions, dtype=torch.bool).triu(1)
+        x_NTH = x_NTH + match_NTT.masked_fill(later_TT, -torch.inf).softmax(-1) @ (n_NTH @ w["value"].T) @ w["out"].T
+        x_NTH = x_NTH + torch.nn.functional.gelu(_normed(x_NTH) @ w["up"].T) @ w["down"].T
+        return _normed(x_NTH.mean(1)) @ w["head"].T
 
 
 def _normed(x: Tensor) -> Tensor:

@@ -58,8 +58,9 @@ def test_a_trace_that_solves_nothing_has_no_solver_to_doubt(subject: Subject) ->
     assert set(told) == {*Solver().curvatures, "damping"}
     assert "returned the gradient" in told["lissa_released"].because
     assert "returned the gradient" not in told["fisher"].because
-    assert told["cg"].value is not None
-    assert told["cg"].value < 1e-3
+    assert told["nystrom"].value is not None
+    assert told["nystrom"].value < 1e-4  # its rank is that of all rows: an exact solve by another way
+    assert "correlates with the exact one by 1.00" in told["nystrom"].because
     assert [plot.title for plot in report.plots] == ["Damping sweep", "Solvers on one reference operator"]
 
 
@@ -85,7 +86,7 @@ def test_a_lissa_that_never_left_the_gradient_fails(world: AuditWorld) -> None:
     found = named(report, "solver: lissa_released")
     assert found.status == "fail"
     assert "this solver returned the gradient" in found.because
-    assert "4.00 times" in found.because
+    assert "they are the gradient product under another name" in found.because
     assert found.next_step
     assert [finding.name for finding in report.findings if finding.status == "fail"] == ["solver: lissa_released"]
 

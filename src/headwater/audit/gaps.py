@@ -56,9 +56,9 @@ class Gaps:
     removals: int = 3
     queries: int = 8
     parameters: int = 100_000  # in scope: L-BFGS and the exact solve keep some tens of vectors of them in float64
-    damping: float | None = None  # the trace's own, where it has one; else a tenth of the mean eigenvalue
-    steps: int = 200
-    tolerance: float = 1e-3  # of the gradient at the start: its error in an outcome is of second order
+    damping: float | None = None  # the trace's own, where it has one; else a tenth of the mean eigenvalue that is not 0
+    steps: int = 400
+    tolerance: float = 1e-2  # of the gradient at the start: an outcome is then some 1 % from its end
 
     def passes(self, subject: Subject) -> float:
         """Minimisations and the exact solve may take `steps` each; of trainings there are two for each removal."""
@@ -190,13 +190,17 @@ def without(subject: Subject, most: int) -> np.ndarray:
 
 
 def chosen_damping(subject: Subject, live: LiveIndex, damping: float | None) -> Tensor:
-    """[L] the number that is given; else the trace's own of each block; else the default rule on the whole reference operator."""
+    """[L] the number that is given; else the trace's own of each block; else a tenth of trace(C) / min(N, D).
+
+    The default rule of solvers, a tenth of trace(C) / D, is a small number where there are few rows, and minima at it are far away.
+    """
     used, mode = used_curvature(subject)
     if damping is not None:
         return torch.full((len(live.layout.blocks),), damping, dtype=torch.float64)
     if used is not None:
         return used.fit(subject.stored if mode == "stored" else live.source)["damping"]
-    return reference_damping(live.source, RULE, joint=True)
+    size, rank = live.source.layout.size, min(len(live), live.source.layout.size)
+    return reference_damping(live.source, RULE, joint=True) * size / rank
 
 
 def predictions(subject: Subject, damping_L: Tensor, damping: float | None) -> tuple[np.ndarray, str]:
