@@ -54,7 +54,7 @@ def main() -> None:
     if given.write and not given.fresh:
         kept = ("id", "task", "world", "kind", "caused", "effect", "standard_error", "evidence")
         records = [{name: one[name] for name in kept} for one in result["records"]]
-        write_json(SHIPPED, {"command": command, "method": PRIMARY, "records": records})
+        write_json(SHIPPED, {"command": command, "method": PRIMARY, "rows": size.rows, "k": size.k, "records": records})
     if given.json:
         record("verdict_fresh" if given.fresh else "verdict", result, command)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from headwater.evaluate.figure import proportion_figure
 
 def figures(records: Sequence[Mapping[str, Any]], *, fitted: int = 2) -> dict[str, Any]:
     """Every record is judged by each fit on `fitted` tasks that are not its own; all judgements count."""
-    known = Calibration.of(records, PRIMARY)
+    known = Calibration.of(records, PRIMARY, math.nan)
     judged = known.left_out(known.usable(known.evidence), fitted=fitted)
     raw = {name: np.array([record["raw"][name] for record in records]) for name in records[0]["raw"]}
     by_task = {task: _of(judged, known.task_M == task) for task in known.tasks}
@@ -37,7 +38,7 @@ def figures(records: Sequence[Mapping[str, Any]], *, fitted: int = 2) -> dict[st
 
 def fresh_figures(records: Sequence[Mapping[str, Any]], fresh: Sequence[Mapping[str, Any]], *, fitted: int = 2) -> dict[str, Any]:
     """Worlds that nothing was fitted to or decided on, judged by the fits on two of the other records' tasks, none of them their own."""
-    known, others = Calibration.of(records, PRIMARY), Calibration.of(fresh, PRIMARY)
+    known, others = Calibration.of(records, PRIMARY, math.nan), Calibration.of(fresh, PRIMARY, math.nan)
     judged = known.judge(others, known.usable(known.evidence), fitted=fitted)
     return {
         "n_queries": len(fresh),

@@ -11,7 +11,8 @@ from sklearn.metrics import roc_auc_score
 
 from headwater.audit.calibration import BINS, RIDGE, Calibration, Judged, auroc, fit_logistic, shipped
 from headwater.audit.evidence import EVIDENCE
-from headwater.audit.verdict import DECIDING, judged, removed
+from headwater.audit.subject import Subject
+from headwater.audit.verdict import DECIDING, judged, removed, verdicts
 
 TASKS = ("a", "b", "c", "d")
 
@@ -30,7 +31,7 @@ def records(*, n: int = 80, seed: int = 0, strength: float = 2.0) -> list[dict[s
 
 @pytest.fixture(scope="module")
 def calibration() -> Calibration:
-    return Calibration.of(records(), "grad_cos")
+    return Calibration.of(records(), "grad_cos", 0.1)
 
 
 def test_the_fit_is_that_of_ridge_logistic_regression():
@@ -57,10 +58,10 @@ def test_a_record_is_judged_by_fits_that_have_not_seen_its_task(calibration: Cal
     assert np.bincount(found.record_J, minlength=80).tolist() == [3] * 80  # of the 6 pairs of tasks, 3 are without its own
     own = calibration.task_M == "a"
     wrong = Calibration(
-        calibration.evidence, calibration.method, np.where(own, ~calibration.caused_M, calibration.caused_M), calibration.task_M
+        calibration.evidence, calibration.method, 0.1, np.where(own, ~calibration.caused_M, calibration.caused_M), calibration.task_M
     )
     of_a = own[found.record_J]
-    with_b_and_c = Calibration(wrong.evidence, wrong.method, wrong.caused_M, wrong.task_M).left_out(["learned"])
+    with_b_and_c = Calibration(wrong.evidence, wrong.method, 0.1, wrong.caused_M, wrong.task_M).left_out(["learned"])
     np.testing.assert_array_equal(found.probability_J[of_a], with_b_and_c.probability_J[of_a])  # a's own labels change nothing about a
 
 
@@ -118,6 +119,16 @@ def test_removal_decides_alone_and_says_nothing_below_twice_its_noise(effect: fl
 def test_without_a_removal_the_other_evidence_decides():
     assert removed("q", {"learned": 3.0}) is None
     assert removed("q", {"removal": 3.0}) is None  # too few seeds to know its noise
+
+
+def test_a_group_of_a_larger_share_of_the_rows_than_was_calibrated_is_unknown(subject: Subject, calibration: Calibration):
+    """5 of 48 rows: among groups of a tenth it is judged, among groups of a hundredth nothing is known of it."""
+    evidence = {"learned": np.full(len(subject.asked.queries), 20.0), "lexical": np.full(len(subject.asked.queries), 0.5)}
+    small = Calibration(calibration.evidence, "grad_cos", 0.01, calibration.caused_M, calibration.task_M)
+    assert {one.status for one in verdicts(subject, evidence, calibration)} == {"supported"}
+    unknown = verdicts(subject, evidence, small)
+    assert {one.status for one in unknown} == {"unknown"}
+    assert "10%" in unknown[0].findings[0].because
 
 
 def test_of_another_methods_trace_only_what_is_not_on_the_scale_of_its_scores_counts(calibration: Calibration):

@@ -53,16 +53,19 @@ class Calibration:
 
     evidence: Mapping[str, np.ndarray]  # [M] by name
     method: str  # whose groups they are
+    group_share: float  # rows of a group, of all rows
     caused_M: np.ndarray  # bool
     task_M: np.ndarray
 
     @staticmethod
-    def of(records: Sequence[Mapping[str, Any]], method: str) -> Calibration:
+    def of(records: Sequence[Mapping[str, Any]], method: str, group_share: float) -> Calibration:
         """From one mapping for each query: task, caused, and evidence by name (null: not measured)."""
         names = [name for name in EVIDENCE if any(record["evidence"].get(name) is not None for record in records)]
         values = {name: [record["evidence"].get(name) for record in records] for name in names}
         evidence = {name: np.array([np.nan if one is None else one for one in column], dtype=float) for name, column in values.items()}
-        return Calibration(evidence, method, np.array([r["caused"] for r in records], dtype=bool), np.array([r["task"] for r in records]))
+        return Calibration(
+            evidence, method, group_share, np.array([r["caused"] for r in records], dtype=bool), np.array([r["task"] for r in records])
+        )
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:
@@ -171,4 +174,4 @@ def shipped() -> Calibration:
     """The records that the package carries."""
     text = resources.files("headwater.audit").joinpath("calibration.json").read_text(encoding="utf-8")
     value = json.loads(text)
-    return Calibration.of(value["records"], value["method"])
+    return Calibration.of(value["records"], value["method"], value["k"] / value["rows"])

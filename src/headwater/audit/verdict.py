@@ -18,6 +18,9 @@ from headwater.audit.subject import Subject
 from headwater.types import CONTRADICTED, SUPPORTED, Finding, Verdict
 
 WORTH = 0.65  # AUROC on tasks it was not fitted to: evidence that does worse does not bear on the question
+LARGER = (
+    2.0  # times the share of the rows that a group of the records has: beyond it random rows are no longer others, and nothing is known
+)
 DECIDING = 3  # findings that a verdict names
 APART = 2.0  # times the seeds' noise: below it an effect of retraining is chance (Basu et al. 2021)
 HALF = math.log(2)  # nats: what leaves an answer half as likely
@@ -27,11 +30,15 @@ def verdicts(subject: Subject, evidence: Mapping[str, np.ndarray], calibration: 
     """One for each query. What removal and retraining measured decides alone, where it was done; else what bears on it does."""
     ids = [query.id for query in subject.asked.queries]
     by_query = [{name: float(values_Q[q]) for name, values_Q in evidence.items() if np.isfinite(values_Q[q])} for q in range(len(ids))]
-    known = calibration or shipped()
-    return tuple(
-        removed(one, known_of) or judged(one, known_of, known, method=subject.asked.primary)
-        for one, known_of in zip(ids, by_query, strict=True)
-    )
+    known, method = calibration or shipped(), subject.asked.primary
+    share = subject.asked.k / max(len(subject.rows), 1)
+
+    def otherwise(query_id: str, of_query: Mapping[str, float]) -> Verdict:
+        if share > LARGER * known.group_share:
+            return _too_large(query_id, share, known)
+        return judged(query_id, of_query, known, method=method)
+
+    return tuple(removed(one, of_query) or otherwise(one, of_query) for one, of_query in zip(ids, by_query, strict=True))
 
 
 def removed(query_id: str, evidence: Mapping[str, float]) -> Verdict | None:
@@ -69,6 +76,12 @@ def judged(query_id: str, evidence: Mapping[str, float], calibration: Calibratio
     order = np.argsort(-np.abs(parts_F))[:DECIDING]
     findings = tuple(_finding(names[f], evidence[names[f]], parts_F[f]) for f in order)
     return Verdict(query_id, word(probability), probability, findings)
+
+
+def _too_large(query_id: str, share: float, calibration: Calibration) -> Verdict:
+    why = f"A named group is {share:.0%} of all rows; the probability is known for groups of {calibration.group_share:.0%}."
+    step = "Trace with a smaller k, or measure it: `headwater audit RUN --only removal`."
+    return Verdict(query_id, "unknown", None, (Finding("verdict", "unknown", why, value=share, next_step=step),))
 
 
 MORE = "Audit with more time (--budget) and the model before training (--base MODEL)."
