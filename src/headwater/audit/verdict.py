@@ -72,10 +72,13 @@ def judged(query_id: str, evidence: Mapping[str, float], calibration: Calibratio
     x_QF = calibration.matrix(names, {name: np.array([evidence[name]]) for name in names})
     fit = calibration.fit(names)
     probability = float(fit.probability(x_QF)[0])
-    parts_F = fit.contributions(x_QF)[0]
-    order = np.argsort(-np.abs(parts_F))[:DECIDING]
-    findings = tuple(_finding(names[f], evidence[names[f]], parts_F[f]) for f in order)
-    return Verdict(query_id, word(probability), probability, findings)
+    told, parts_F = word(probability), fit.contributions(x_QF)[0]
+    side_F = {"supported": parts_F, "contradicted": -parts_F}.get(
+        told, np.abs(parts_F)
+    )  # what speaks for the word, both sides of a weak one
+    deciding = [f for f in np.argsort(-side_F).tolist()[:DECIDING] if side_F[f] > 0]
+    findings = tuple(_finding(names[f], evidence[names[f]], parts_F[f]) for f in deciding)
+    return Verdict(query_id, told, probability, findings)
 
 
 def _too_large(query_id: str, share: float, calibration: Calibration) -> Verdict:
