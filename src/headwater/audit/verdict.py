@@ -25,6 +25,9 @@ DECIDING = 3  # findings that a verdict names
 APART = 2.0  # times the seeds' noise: below it an effect of retraining is chance (Basu et al. 2021)
 HALF = math.log(2)  # nats: what leaves an answer half as likely
 
+MORE = "Audit with more time (--budget) and the model before training (--base MODEL)."
+Word = Literal["supported", "weak", "contradicted", "unknown"]
+
 
 def verdicts(subject: Subject, evidence: Mapping[str, np.ndarray], calibration: Calibration | None = None) -> tuple[Verdict, ...]:
     """One for each query. What removal and retraining measured decides alone, where it was done; else what bears on it does."""
@@ -62,33 +65,32 @@ def judged(query_id: str, evidence: Mapping[str, float], calibration: Calibratio
     """By the evidence that there is: evidence on the scale of another method's scores than the calibration's says nothing."""
     names = calibration.usable(evidence, method)
     if not names:
-        return Verdict(
-            query_id, "unknown", None, (Finding("verdict", "unknown", "Nothing that bears on it was measured.", next_step=MORE),)
-        )
+        return _unknown(query_id, "Nothing that bears on it was measured.")
     worth = calibration.left_out(names).auroc
     if not worth >= WORTH:
         why = f"What was measured ({', '.join(names)}) has an AUROC of {worth:.2f} only for true causes, on tasks it was not fitted to."
-        return Verdict(query_id, "unknown", None, (Finding("verdict", "unknown", why, value=worth, next_step=MORE),))
-    x_QF = calibration.matrix(names, {name: np.array([evidence[name]]) for name in names})
+        return _unknown(query_id, why, value=worth)
     fit = calibration.fit(names)
-    probability = float(fit.probability(x_QF)[0])
-    told, parts_F = word(probability), fit.contributions(x_QF)[0]
-    side_F = {"supported": parts_F, "contradicted": -parts_F}.get(
-        told, np.abs(parts_F)
-    )  # what speaks for the word, both sides of a weak one
-    deciding = [f for f in np.argsort(-side_F).tolist()[:DECIDING] if side_F[f] > 0]
-    findings = tuple(_finding(names[f], evidence[names[f]], parts_F[f]) for f in deciding)
+    x_QF = calibration.matrix(names, {name: np.array([evidence[name]]) for name in names})
+    probability, parts_F = float(fit.probability(x_QF)[0]), fit.contributions(x_QF)[0]
+    told = word(probability)
+    findings = tuple(_finding(names[f], evidence[names[f]], parts_F[f]) for f in _deciding(told, parts_F))
     return Verdict(query_id, told, probability, findings)
+
+
+def _deciding(told: Word, parts_F: np.ndarray) -> list[int]:
+    """The evidence that says most for the word; of a weak one that says most either way."""
+    side_F = parts_F if told == "supported" else -parts_F if told == "contradicted" else np.abs(parts_F)
+    return [f for f in np.argsort(-side_F).tolist()[:DECIDING] if side_F[f] > 0]
+
+
+def _unknown(query_id: str, why: str, *, value: float | None = None, step: str | None = None) -> Verdict:
+    return Verdict(query_id, "unknown", None, (Finding("verdict", "unknown", why, value=value, next_step=step or MORE),))
 
 
 def _too_large(query_id: str, share: float, calibration: Calibration) -> Verdict:
     why = f"A named group is {share:.0%} of all rows; the probability is known for groups of {calibration.group_share:.0%}."
-    step = "Trace with a smaller k, or measure it: `headwater audit RUN --only removal`."
-    return Verdict(query_id, "unknown", None, (Finding("verdict", "unknown", why, value=share, next_step=step),))
-
-
-MORE = "Audit with more time (--budget) and the model before training (--base MODEL)."
-Word = Literal["supported", "weak", "contradicted", "unknown"]
+    return _unknown(query_id, why, value=share, step="Trace with a smaller k, or measure it: `headwater audit RUN --only removal`.")
 
 
 def word(probability: float) -> Word:
