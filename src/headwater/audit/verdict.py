@@ -18,9 +18,7 @@ from headwater.audit.subject import Subject
 from headwater.types import CONTRADICTED, SUPPORTED, Finding, Verdict
 
 WORTH = 0.65  # AUROC on tasks it was not fitted to: evidence that does worse does not bear on the question
-LARGER = (
-    2.0  # times the share of the rows that a group of the records has: beyond it random rows are no longer others, and nothing is known
-)
+LARGER = 2.0  # times the share of the rows that a group of the records has: beyond it nothing is known
 DECIDING = 3  # findings that a verdict names
 APART = 2.0  # times the seeds' noise: below it an effect of retraining is chance (Basu et al. 2021)
 HALF = math.log(2)  # nats: what leaves an answer half as likely
