@@ -2,7 +2,9 @@
 
     python -m benchmarks.repetition [--json] [--seeds 3] [--small] [--kept F]
 
-An order-2 Markov source of 32 tokens, sequences of 16; a GPT-2 of width 48 and 2 layers, 900 steps of 64 sequences whatever the number of
+An order-2 Markov source of 32 tokens, sequences of 16, of two kinds: "factored", whose successors are drawn by the sum of what each of the
+two tokens says of them, so that every width comes near its entropy in the time given; and "table", where each pair has successors of its
+own, so that none does. A GPT-2 of width 48 and 2 layers, 900 steps of 64 sequences whatever the number of
 unique ones, so that 1.4, 14, 56 and 225 epochs cost the same. Validation: 1,000 fresh sequences. Other factor values: dropout .2 of what
 each layer adds, of embeddings and attention weights too ("everywhere"), and from half of the training on ("dropstage"); widths 24 and 96;
 four experts of a quarter of the width with top-1 routing in place of the feed-forward layer (the same parameters, a quarter of its
@@ -24,8 +26,8 @@ import argparse
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,7 +49,10 @@ from headwater.model.session import Session
 from headwater.rank.by_group import group_scores
 from headwater.types import Example
 
-TOKENS, LENGTH, CONCENTRATION = 32, 16, 0.1  # of the Dirichlet each pair's successors are drawn from: about 1.7 nats a token
+TOKENS, LENGTH = 32, 16
+CONCENTRATION = 0.1  # of the Dirichlet that a pair's successors are drawn from in a table
+SPREAD = 1.5  # of what one token adds to a successor's logit in a factored source
+SOURCES = ("factored", "table")
 MASK, GAP, SPAN = TOKENS, TOKENS + 1, 4
 LR, WARMUP, DROPOUT, EXPERTS = 3e-3, 0.05, 0.2, 4
 NEAR_ZERO = 0.05  # of what removing all copies does
@@ -64,6 +69,7 @@ class Size:
     copies: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     documents: int = 4  # of each number of copies
     rank: int = 12  # of the sketch
+    source: str = SOURCES[0]
 
     def unique(self, epochs: float) -> int:
         return max(self.batch, round(self.steps * self.batch / epochs))
@@ -92,27 +98,33 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     result = measure(SMALL if given.small else Size(seeds=given.seeds), kept=given.kept)
-    for part in ("cells", "copies", "accepted"):
-        for name, found in result[part].items():
-            print(f"{name:40} {found}")
+    for source in SOURCES:
+        for part in ("cells", "copies", "accepted"):
+            for name, found in result[source][part].items():
+                print(f"{source:9} {name:40} {found}")
     if given.json:
         record("repetition", result, typed("repetition"))
 
 
 def measure(size: Size, *, kept: Path | None = None) -> dict[str, Any]:
-    grid = cells(size)
-    jobs: dict[str, Callable[[], Any]] = {}
-    for seed in range(size.seeds):
-        jobs |= {f"{seed}/{name}": partial(trained_cell, size, cell, seed) for name, cell in grid.items()}
-        jobs |= {f"{seed}/copies": partial(copies, size, seed)}
+    sizes, jobs = {source: replace(size, source=source) for source in SOURCES}, dict[str, Callable[[], Any]]()
+    for source, one in sizes.items():
+        for seed in range(size.seeds):
+            jobs |= {f"{source}/{seed}/{name}": partial(trained_cell, one, cell, seed) for name, cell in cells(one).items()}
+            jobs |= {f"{source}/{seed}/copies": partial(copies, one, seed)}
     done = resumed(jobs, kept=kept)
-    found = {name: summary([done[f"{seed}/{name}"] for seed in range(size.seeds)]) for name in grid}
-    copied = copies_summary([done[f"{seed}/copies"] for seed in range(size.seeds)])
-    by_seed = {name: [done[f"{seed}/{name}"] for seed in range(size.seeds)] for name in (*grid, "copies")}
-    entropy = float(np.mean([source_entropy(seed) for seed in range(size.seeds)]))
-    return rounded({
-        "cells": found, "copies": copied, "accepted": accepted(size, found, copied), "by_seed": by_seed, "source_entropy": entropy,
-    })  # fmt: skip
+    names = (*cells(size), "copies")
+    found = {source: {name: [done[f"{source}/{seed}/{name}"] for seed in range(size.seeds)] for name in names} for source in SOURCES}
+    return rounded({source: judged(sizes[source], by_seed) for source, by_seed in found.items()})
+
+
+def judged(size: Size, by_seed: dict[str, list[Any]]) -> dict[str, Any]:
+    found = {name: summary(by_seed[name]) for name in cells(size)}
+    copied = copies_summary(by_seed["copies"])
+    entropy = float(np.mean([source_entropy(seed, size.source) for seed in range(size.seeds)]))
+    floor = (np.log(TOKENS) + (LENGTH - 2) * entropy) / (LENGTH - 1)  # a sequence's second token is any, the others follow the source
+    facts = {"source_entropy": entropy, "lowest_possible_loss": float(floor), "accepted": accepted(size, found, copied)}
+    return {"cells": found, "copies": copied, "by_seed": by_seed, **facts}
 
 
 def cells(size: Size) -> dict[str, Cell]:
@@ -134,20 +146,27 @@ def name(epochs: float, factor: str = "") -> str:
 # --------------------------------------------------------------------------------------------------------------- source
 
 
-def transitions(seed: int) -> np.ndarray:
+@lru_cache(maxsize=4)
+def transitions(seed: int, source: str) -> np.ndarray:
     """[V, V, V] the probabilities of the next token after each pair."""
-    return np.random.default_rng((seed, 0)).dirichlet(np.full(TOKENS, CONCENTRATION), size=(TOKENS, TOKENS))
+    rng = np.random.default_rng((seed, 0))
+    if source == "table":
+        return rng.dirichlet(np.full(TOKENS, CONCENTRATION), size=(TOKENS, TOKENS))
+    before_VV, last_VV = SPREAD * rng.normal(size=(2, TOKENS, TOKENS))
+    weights = np.exp(before_VV[:, None] + last_VV[None])
+    return weights / weights.sum(-1, keepdims=True)
 
 
-def source_entropy(seed: int) -> float:
-    """Nats of a next token: the mean over pairs, each pair alike."""
-    p = transitions(seed)
-    return float(-(p * np.log(np.maximum(p, 1e-300))).sum(-1).mean())
+def source_entropy(seed: int, source: str) -> float:
+    """Nats of a next token, over the pairs of sequences drawn from it."""
+    p, tokens_NT = transitions(seed, source), sequences(1000, seed, 2, source).numpy()
+    pairs = p[tokens_NT[:, :-2], tokens_NT[:, 1:-1]]
+    return float(-(pairs * np.log(np.maximum(pairs, 1e-300))).sum(-1).mean())
 
 
-def sequences(n: int, seed: int, stream: int) -> Tensor:
+def sequences(n: int, seed: int, stream: int, source: str) -> Tensor:
     """[n, T] drawn from the source of this seed; another stream is another draw."""
-    cumulative, rng = transitions(seed).cumsum(-1), np.random.default_rng((seed, 1, stream))
+    cumulative, rng = transitions(seed, source).cumsum(-1), np.random.default_rng((seed, 1, stream))
     tokens_NT = rng.integers(TOKENS, size=(n, LENGTH))
     for t in range(2, LENGTH):
         rows_NV = cumulative[tokens_NT[:, t - 2], tokens_NT[:, t - 1]]
@@ -258,7 +277,7 @@ def batches(tokens_NT: Tensor, size: Size, seed: int, gone_N: np.ndarray | None 
 
 def trained_cell(size: Size, cell: Cell, seed: int) -> dict[str, float]:
     """Losses at the end, and the share of training sequences whose second half is continued word for word from the first."""
-    tokens_NT, fresh_NT = sequences(size.unique(cell.epochs), seed, 0), sequences(size.validation, seed, 1)
+    tokens_NT, fresh_NT = (sequences(n, seed, stream, size.source) for stream, n in enumerate((size.unique(cell.epochs), size.validation)))
     model = gpt(cell, seed)
     train(model, tokens_NT, cell, size, seed)
     some = tokens_NT[: size.validation]
@@ -312,7 +331,7 @@ def planted(size: Size, seed: int) -> tuple[Planted, Tensor, np.ndarray]:
     n_copies_D = np.repeat(size.copies, size.documents)
     documents_DT = torch.from_numpy(np.random.default_rng((seed, 3)).integers(TOKENS, size=(len(n_copies_D), LENGTH)))
     of_copies = np.repeat(np.arange(len(n_copies_D)), n_copies_D)
-    plain_NT = sequences(max(size.unique(size.epochs[1]) - len(of_copies), size.batch), seed, 0)
+    plain_NT = sequences(max(size.unique(size.epochs[1]) - len(of_copies), size.batch), seed, 0, size.source)
     document_N = np.concatenate([np.full(len(plain_NT), -1), of_copies])
     return Planted(torch.cat([plain_NT, documents_DT[torch.from_numpy(of_copies)]]), document_N), documents_DT, n_copies_D
 

@@ -19,8 +19,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
     kept = tmp_path_factory.mktemp("kept") / "parts.json"
     with quiet():
         result = repetition.measure(SMALL, kept=kept)
-    assert len(json.loads(kept.read_text())) == len(repetition.cells(SMALL)) + 1
-    return result
+    assert len(json.loads(kept.read_text())) == 2 * (len(repetition.cells(SMALL)) + 1)
+    assert set(result) == {"factored", "table"}
+    return result["factored"]
 
 
 def test_every_factor_has_its_cells(found: dict) -> None:
@@ -43,17 +44,20 @@ def test_a_cluster_is_predicted_to_weigh_k_copies(found: dict) -> None:
     assert found["copies"]["4 copies"]["predicted_all"] > 0
 
 
-def test_sequences_follow_their_source() -> None:
-    """The empirical entropy of the next token given the pair is the source's, and streams differ."""
-    tokens_NT = repetition.sequences(400, 0, 0).numpy()
-    p = repetition.transitions(0)
+@pytest.mark.parametrize("source", repetition.SOURCES)
+def test_sequences_follow_their_source(source: str) -> None:
+    """What a next token's log-probability is on average is the source's entropy, and streams differ."""
+    tokens_NT = repetition.sequences(400, 0, 0, source).numpy()
+    p = repetition.transitions(0, source)
+    np.testing.assert_allclose(p.sum(-1), 1)
     steps = [(p[a, b, c], -(p[a, b] * np.log(np.maximum(p[a, b], 1e-300))).sum())
              for row in tokens_NT for a, b, c in zip(row, row[1:], row[2:], strict=False)]  # fmt: skip
     probabilities, entropies = np.array(steps).T
     assert (probabilities > 0).all()
     assert -np.log(probabilities).mean() == pytest.approx(entropies.mean(), abs=0.06)
-    assert not np.array_equal(tokens_NT, repetition.sequences(400, 0, 1).numpy())
-    np.testing.assert_array_equal(tokens_NT, repetition.sequences(400, 0, 0).numpy())
+    assert repetition.source_entropy(0, source) == pytest.approx(entropies.mean(), abs=0.06)
+    assert not np.array_equal(tokens_NT, repetition.sequences(400, 0, 1, source).numpy())
+    np.testing.assert_array_equal(tokens_NT, repetition.sequences(400, 0, 0, source).numpy())
 
 
 def test_a_span_is_marked_and_follows() -> None:
@@ -111,7 +115,7 @@ def test_dropout_begins_where_the_cell_says(monkeypatch: pytest.MonkeyPatch) -> 
     model = repetition.gpt(Cell(1, 8, 0.2, dropout_from=0.5), 0)
     loss_of = repetition.loss_of
     monkeypatch.setattr(repetition, "loss_of", lambda m, *args: modes.append(m.training) or loss_of(m, *args))
-    repetition.train(model, repetition.sequences(8, 0, 0), Cell(1, 8, 0.2, dropout_from=0.5), Size(steps=4, batch=8), 0)
+    repetition.train(model, repetition.sequences(8, 0, 0, "table"), Cell(1, 8, 0.2, dropout_from=0.5), Size(steps=4, batch=8), 0)
     assert modes == [False, False, True, True]
     assert not model.training
 
