@@ -126,17 +126,17 @@ class Patch:
             f"further than each of {len(effects.random_RQ)} random groups for {beyond:.0%} of queries."
         )
         status = self._status(figure, otherwise="fail" if what == "learned" else "warn")
-        step = (
-            None
-            if status == "ok"
-            else "Believe single queries only where their own verdict says so; trace with another method, or a larger k."
-        )
+        step = self._next(status, "Believe single queries only where their own verdict says so; trace with another method, or a larger k.")
         return Finding(f"patch: {what}", status, because, float(figure.value), unit, figure.interval, figure.n, step)
 
     def _status(self, figure: Figure, *, otherwise: FindingStatus) -> FindingStatus:
         if figure.interval is None or figure.n < self.fewest:
             return "unknown"
         return "ok" if figure.interval[0] > 0 else otherwise
+
+    def _next(self, status: FindingStatus, step: str) -> str | None:
+        few = f"Trace {self.fewest} queries or more together: with fewer the mean has no interval to speak of."
+        return {"ok": None, "unknown": few}.get(status, step)
 
     def _against(self, subject: Subject, rival: str, effects: Effects) -> Finding:
         """The paired test: do the primary method's groups move their answers further than the rival's?"""
@@ -146,10 +146,8 @@ class Patch:
         status = self._status(figure, otherwise="warn")
         words = "further than" if adds else "no further than"
         because = f"{subject.asked.primary}'s rows move the answer {words} those of {rival} (paired over queries): {figure} {unit or ''}."
-        step = (
-            None
-            if adds
-            else f"On this corpus {rival} is as good and cheaper: {subject.asked.primary} adds nothing to it that is measured here."
+        step = self._next(
+            status, f"On this corpus {rival} is as good and cheaper: nothing that {subject.asked.primary} adds to it is measured."
         )
         return Finding(f"patch: against {rival}", status, because, float(figure.value), unit, figure.interval, figure.n, step)
 

@@ -15,6 +15,7 @@ from headwater.report.schema import AuditRecord, Query, QueryVerdict, Trace
 from headwater.report.verdicts import (
     MARKS,
     MEANINGS,
+    SIDES,
     Told,
     calibration_sentence,
     counts,
@@ -110,7 +111,9 @@ def _card(position: int, query: Query, verdict: QueryVerdict) -> Markup:
 def _reasons(verdict: QueryVerdict) -> Markup:
     if not verdict.findings:
         return el("p", MEANINGS[verdict.status])
-    return el("ul", *(el("li", status(one.status), " ", prose(one.because)) for one in verdict.findings), class_="reasons")
+    return el(
+        "ul", *(el("li", status(one.status, word=SIDES[one.status]), " ", prose(one.because)) for one in verdict.findings), class_="reasons"
+    )
 
 
 def meter(verdict: QueryVerdict) -> Markup | None:

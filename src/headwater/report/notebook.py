@@ -9,7 +9,7 @@ from headwater.report.markup import Markup, el, foreign, join
 from headwater.report.numerals import fixed, rate, with_unit
 from headwater.report.schema import AuditRecord, Query, QueryVerdict, Row, Trace, parse_audit, parse_trace
 from headwater.report.text import excerpt
-from headwater.report.verdicts import MEANINGS, probability, told
+from headwater.report.verdicts import MEANINGS, SIDES, probability, told
 from headwater.report.view import fold, ranking, scaled, score_heading
 from headwater.types import UsageError
 
@@ -45,7 +45,7 @@ def notebook_html(
 
 def _verdict(verdict: QueryVerdict) -> Markup:
     chance = "" if verdict.probability is None else f", {probability(verdict)}"
-    reasons = [el("li", f"{one.status}: ", foreign(one.because)) for one in verdict.findings]
+    reasons = [el("li", f"{SIDES[one.status]}: ", foreign(one.because)) for one in verdict.findings]
     word = el("p", el("strong", f"Verdict: {verdict.status}"), f"{chance}. {MEANINGS[verdict.status]}")
     return join(word, el("ul", *reasons) if reasons else None)
 

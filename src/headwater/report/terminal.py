@@ -14,7 +14,7 @@ from headwater.report.experiment import effects, sentence
 from headwater.report.numerals import NONE, fixed, number, rate, with_unit
 from headwater.report.schema import AuditRecord, Experiment, MethodInfo, Query, QueryVerdict, Ranked, Row, Trace, parse_audit, parse_trace
 from headwater.report.text import excerpt, legible
-from headwater.report.verdicts import MARKS, MEANINGS, calibration_sentence, next_steps, unknown_findings
+from headwater.report.verdicts import MARKS, MEANINGS, SIDES, calibration_sentence, next_steps, unknown_findings
 from headwater.report.view import fold, overlap_sentence, ranking, scaled, score_heading, tops
 
 
@@ -60,7 +60,7 @@ def verdict_table(audit: AuditRecord) -> Table:
 
 
 def _because(verdict: QueryVerdict) -> str:
-    return " ".join(finding.because for finding in verdict.findings) or MEANINGS[verdict.status]
+    return "; ".join(f"{SIDES[one.status]}: {one.because.rstrip('.')}" for one in verdict.findings) or MEANINGS[verdict.status]
 
 
 def finding_table(audit: AuditRecord) -> Table:

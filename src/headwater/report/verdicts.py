@@ -52,6 +52,10 @@ def counts(trace: Trace, said: Told) -> dict[VerdictStatus, int]:
     return {status: found[status] for status in STATUSES if found[status]}
 
 
+SIDES: Mapping[FindingStatus, str] = {"ok": "for", "warn": "against", "fail": "against", "unknown": "unknown"}
+"""What a finding that decided a verdict says of the rows: evidence for them, or against."""
+
+
 def probability(verdict: QueryVerdict) -> str:
     return "no probability" if verdict.probability is None else f"probability {fixed(verdict.probability)}"
 

@@ -13,7 +13,7 @@ from headwater.report.icons import SHAPES
 from headwater.report.numerals import fixed, power_of_ten
 from headwater.report.schema import Entry, Query, QueryVerdict, Ranked, Row, TokenMatrix, Trace
 from headwater.report.text import HIDDEN
-from headwater.report.verdicts import MARKS, MEANINGS, Told, probability
+from headwater.report.verdicts import MARKS, MEANINGS, SIDES, Told, probability
 
 TEXT_LIMIT = 20_000  # characters of one text that go into the page; the rest is named by its length and stays in the source
 TOP = 10  # ranks that methods are compared on
@@ -68,7 +68,7 @@ def verdict_of(verdict: QueryVerdict) -> dict[str, Any]:
         "word": verdict.status,
         "probability": None if verdict.probability is None else probability(verdict),
         "meaning": MEANINGS[verdict.status],
-        "reasons": [{"mark": one.status, "name": one.name, "because": one.because} for one in verdict.findings],
+        "reasons": [{"mark": one.status, "side": SIDES[one.status], "name": one.name, "because": one.because} for one in verdict.findings],
     }
 
 

@@ -117,7 +117,7 @@ const statusMark = (name, word) => h("span", { class: `status status-${name}` },
 
 // Whether the list below can be believed, and what decided it.
 function verdictPart(verdict) {
-  const reasons = verdict.reasons.map((reason) => h("li", {}, statusMark(reason.mark, reason.mark), " ", foreign(reason.because)));
+  const reasons = verdict.reasons.map((reason) => h("li", {}, statusMark(reason.mark, reason.side), " ", foreign(reason.because)));
   return h("div", { class: `query-verdict finding-${verdict.mark}` },
     h("p", {}, h("strong", {}, "Verdict: "), statusMark(verdict.mark, verdict.word), verdict.probability ? h("span", { class: "probability" }, ` ${verdict.probability}`) : null),
     h("p", {}, verdict.meaning),
