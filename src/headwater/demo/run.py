@@ -1,4 +1,4 @@
-"""`headwater demo`: a language model with a planted cause is made, traced, relieved of the cause and trained again.
+"""`headwater demo`: a language model with a planted cause is made, traced, audited, relieved of the cause and trained again.
 
 Everything is measured on the spot and reported as it came out; the seed changes the world, the model and the training.
 """
@@ -21,6 +21,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 import headwater
 from headwater.api import Trace
 from headwater.atomic import write_atomically, write_json
+from headwater.auditing import audit
 from headwater.corpus import collate, load_corpus, read_queries
 from headwater.demo.base import pretrained
 from headwater.demo.world import Query, QueryKind, World, make_world
@@ -28,10 +29,11 @@ from headwater.model.session import Session
 from headwater.model.tiny import PAD, SPECIAL_TOKENS, TinyModel
 from headwater.progress import say
 from headwater.truth.finetune import Recipe, finetune
-from headwater.types import Example, Finding, UsageError
+from headwater.types import Example, Finding, UsageError, VerdictWord
 
 PRIMARY = "grad_cos"
 TOP = 10
+MINUTES = 1.0  # of the audit: what trains the model again is left out
 SKETCH_RANK = 32
 FROZEN = ("*embed_tokens*",)  # not fine-tuned, so no evidence
 LONGEST_ANSWER = 40  # tokens
@@ -56,6 +58,8 @@ class Nats:
 class QueryResult:
     id: str
     kind: QueryKind
+    verdict: VerdictWord
+    probability: float | None  # that removing the first ten rows changes the answer more than removing random ones
     precision_at_10: dict[str, float]  # by method: of the first ten rows, the share that is planted (ordinary query: of its own task)
     measure_nats: Nats
 
@@ -96,7 +100,7 @@ FULL = Scale()
 
 
 def run_demo(out: str | Path, *, seed: int = 0, cache: Path | None = None, scale: Scale = FULL) -> DemoResult:
-    """Make, train, index, trace, remove, train again, report; everything lies under `out`.
+    """Make, train, index, trace, audit, remove, train again, report; everything lies under `out`.
 
     `out`: model/ (fine-tuned), train.jsonl, queries.jsonl, run/ (index, scores, report.html), demo.json (this result). Cost: about three
     minutes on two cores, one less when the pretrained model is in `cache` (see `pretrained`). Raises UsageError where `out` holds anything
@@ -114,11 +118,19 @@ def run_demo(out: str | Path, *, seed: int = 0, cache: Path | None = None, scale
     run = headwater.index(out / "model", out / "train.jsonl", out / "run", sketch__rank=SKETCH_RANK, scope__exclude=FROZEN)
     trace = headwater.trace(run, queries=out / "queries.jsonl", primary=PRIMARY, seed=seed)
     tasks = {example.id: world.rows[example.row].task for example in corpus}
+    audited = audit(
+        run.path,
+        base=Session(base.model.eval(), base.tokenizer, "causal-lm", name="demo base"),
+        training=recipe.model_dump(),
+        budget=MINUTES,
+    )
+    verdicts = {verdict.query_id: verdict for verdict in audited.verdicts}
     removed = found_rows(trace, tasks)
     queries = read_queries(out / "queries.jsonl", base.tokenizer)
     measured = measure_removal(base, session, corpus, queries, removed, recipe)
     results = tuple(
-        QueryResult(query.id, query.kind, precision(trace, query, tasks), nats) for query, nats in zip(world.queries, measured, strict=True)
+        QueryResult(query.id, query.kind, verdicts[query.id].status, verdicts[query.id].probability, precision(trace, query, tasks), nats)
+        for query, nats in zip(world.queries, measured, strict=True)
     )
     write_experiment(trace, results, tasks, n_removed=len(removed), selection=selection)
     report = trace.report()
@@ -269,8 +281,9 @@ def write_experiment(trace: Trace, results: Sequence[QueryResult], tasks: Mappin
         ],
     }
     write_json(trace.folder / "trace.json", {**trace.record, "rows": rows, "experiment": experiment})
-    findings = [recovery(result) for result in results if result.kind == "planted"]
-    write_jsonl(trace.run / "findings.jsonl", [finding.to_json() for finding in findings])
+    found = [recovery(result) for result in results if result.kind == "planted"]
+    audited = (trace.run / "findings.jsonl").read_text(encoding="utf-8")
+    write_atomically(trace.run / "findings.jsonl", (audited + "".join(json.dumps(one.to_json()) + "\n" for one in found)).encode())
 
 
 def recovery(result: QueryResult) -> Finding:
