@@ -1,4 +1,4 @@
-"""`headwater demo`: a language model with a planted cause is made, traced, relieved of the cause and trained again.
+"""`headwater demo`: a language model with a planted cause is made, traced, relieved of the cause, trained again, and the trace is audited.
 
 Everything is measured on the spot and reported as it came out; the seed changes the world, the model and the training.
 """
@@ -21,6 +21,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 import headwater
 from headwater.api import Trace
 from headwater.atomic import write_atomically, write_json
+from headwater.audit.run import worst_first
+from headwater.auditing import audit
 from headwater.corpus import collate, load_corpus, read_queries
 from headwater.demo.base import pretrained
 from headwater.demo.world import Query, QueryKind, World, make_world
@@ -40,7 +42,8 @@ EXPERIMENT_NOTE = (
     "Each retraining starts from the same pretrained weights, with the same recipe and seed. There is one retraining each, so no interval. "
     "Precision counts planted rows; for the ordinary query, rows of its own task."
 )
-WRITTEN = ("model", "run", "train.jsonl", "queries.jsonl", MARKER)
+WRITTEN = ("base", "model", "run", "train.jsonl", "queries.jsonl", MARKER)
+AUDIT_MINUTES = 0.5
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class QueryResult:
     kind: QueryKind
     precision_at_10: dict[str, float]  # by method: of the first ten rows, the share that is planted (ordinary query: of its own task)
     measure_nats: Nats
+    verdict: str = "unknown"  # the audit's, which knows neither what was planted nor what removal did
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class Scale:
     rows: int = 1000
     planted: int = 30
     epochs: int = 12
+    audit_minutes: float = AUDIT_MINUTES
 
     def world(self, seed: int) -> World:
         return make_world(seed, n_texts=self.texts, n_rows=self.rows, n_planted=self.planted)
@@ -98,9 +103,9 @@ FULL = Scale()
 def run_demo(out: str | Path, *, seed: int = 0, cache: Path | None = None, scale: Scale = FULL) -> DemoResult:
     """Make, train, index, trace, remove, train again, report; everything lies under `out`.
 
-    `out`: model/ (fine-tuned), train.jsonl, queries.jsonl, run/ (index, scores, report.html), demo.json (this result). Cost: about three
-    minutes on two cores, one less when the pretrained model is in `cache` (see `pretrained`). Raises UsageError where `out` holds anything
-    but an earlier demo.
+    `out`: base/ (pretrained), model/ (fine-tuned), train.jsonl, queries.jsonl, run/ (index, scores, findings, report.html), demo.json (this
+    result). Cost: about three and a half minutes on two cores, one less when the pretrained model is in `cache` (see `pretrained`). Raises
+    UsageError where `out` holds anything but an earlier demo.
     """
     start, out = time.monotonic(), Path(out)
     prepare(out, seed)
@@ -109,6 +114,7 @@ def run_demo(out: str | Path, *, seed: int = 0, cache: Path | None = None, scale
     write_rows(out, world)
     corpus = load_corpus(out / "train.jsonl", base.tokenizer).examples
     session = trained(base, corpus, recipe, description="fine-tuning")
+    save(base, out / "base")
     save(session, out / "model")
     selection = write_queries(out, world, session)
     run = headwater.index(out / "model", out / "train.jsonl", out / "run", sketch__rank=SKETCH_RANK, scope__exclude=FROZEN)
@@ -121,6 +127,10 @@ def run_demo(out: str | Path, *, seed: int = 0, cache: Path | None = None, scale
         QueryResult(query.id, query.kind, precision(trace, query, tasks), nats) for query, nats in zip(world.queries, measured, strict=True)
     )
     write_experiment(trace, results, tasks, n_removed=len(removed), selection=selection)
+    found = audit(run.path, base=out / "base", training=recipe.model_dump(), budget=scale.audit_minutes, seed=seed)
+    words = {verdict.query_id: verdict.status for verdict in found.verdicts}
+    results = tuple(replace(result, verdict=words[result.id]) for result in results)
+    write_findings(trace, [*found.findings, *(recovery(result) for result in results if result.kind == "planted")])
     report = trace.report()
     result = DemoResult(time.monotonic() - start, seed, Path(run.path), report, len(removed), selection, results)
     write_json(out / MARKER, result.to_json())
@@ -179,9 +189,9 @@ def write_jsonl(path: Path, values: Sequence[Mapping[str, Any]]) -> None:
     write_atomically(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode())
 
 
-def save(session: Session, folder: Path) -> None:
-    session.network.save_pretrained(folder)
-    session.tokenizer.save_pretrained(folder)
+def save(trained: Session | TinyModel, folder: Path) -> None:
+    trained.model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
+    trained.tokenizer.save_pretrained(folder)
 
 
 # --------------------------------------------------------------------------------------------------------- training
@@ -255,7 +265,7 @@ def precision(trace: Trace, query: Query, tasks: Mapping[str, str]) -> dict[str,
 
 
 def write_experiment(trace: Trace, results: Sequence[QueryResult], tasks: Mapping[str, str], *, n_removed: int, selection: str) -> None:
-    """Put the experiment and the planted rows' tags into the trace, and what was recovered into the findings."""
+    """Put the experiment and the planted rows' tags into the trace."""
     rows = {row_id: row | {"tags": ["planted"]} if tasks[row_id] == "planted" else row for row_id, row in trace.record["rows"].items()}
     experiment = {
         "title": "Removal and retraining",
@@ -269,8 +279,11 @@ def write_experiment(trace: Trace, results: Sequence[QueryResult], tasks: Mappin
         ],
     }
     write_json(trace.folder / "trace.json", {**trace.record, "rows": rows, "experiment": experiment})
-    findings = [recovery(result) for result in results if result.kind == "planted"]
-    write_jsonl(trace.run / "findings.jsonl", [finding.to_json() for finding in findings])
+
+
+def write_findings(trace: Trace, findings: Sequence[Finding]) -> None:
+    """The audit's and the demo's own, worst first."""
+    write_jsonl(trace.run / "findings.jsonl", [finding.to_json() for finding in worst_first(findings)])
 
 
 def recovery(result: QueryResult) -> Finding:
