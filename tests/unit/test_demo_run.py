@@ -4,6 +4,7 @@ import math
 import pytest
 
 from headwater.demo.run import PRIMARY, Scale, greedy_answer, prepare, run_demo
+from headwater.report.artefacts import read_findings
 from headwater.types import UsageError
 
 SMALL = Scale(texts=300, rows=120, planted=30, epochs=6)
@@ -53,6 +54,19 @@ def test_the_page_is_written_with_the_experiment(demo):
     findings = [json.loads(line)["name"] for line in (result.run / "findings.jsonl").read_text().splitlines()]
     assert "recovery: planted" in findings
     assert {"numerics: repeatability", "identity", "controls: lexical"} <= set(findings)
+
+
+def test_the_audit_and_the_recovery_are_in_the_findings_and_on_the_page(demo):
+    out, result = demo
+    found = {finding.name: finding for finding in read_findings(out / "run" / "findings.jsonl")}
+    audited = json.loads((out / "run" / "audit.json").read_bytes())
+    assert found.keys() == {"recovery: planted", *(finding["name"] for finding in audited["findings"])}
+    assert {"hubs", "identity", "coverage: loss positions"} <= found.keys()
+    assert found["removal"].because.startswith("Not measured: left out")
+    assert [query.verdict for query in result.queries] == [verdict["status"] for verdict in audited["verdicts"]]
+    page = result.report.read_text(encoding="utf-8")
+    for name in ("recovery: planted", "coverage: loss positions"):
+        assert name in page
 
 
 def test_the_planted_rows_are_not_marked_in_the_data(demo):

@@ -136,3 +136,10 @@ def test_a_bank_of_removals_needs_a_training_on_all_rows() -> None:
         removal_curve(scores, rest)
     only_random = replace(truth, kept_DN=truth.kept_DN[-3:], outcomes_DSQ=truth.outcomes_DSQ[-3:], designs=truth.designs[-3:])
     assert removal_curve(scores, only_random) == []
+
+
+def test_no_difference_at_all_is_undetermined() -> None:
+    """A behaviour that never changes has no spread either."""
+    scores, truth = bank(effect=0.0)
+    (found,) = separation(removal_curve(scores, replace(truth, outcomes_DSQ=np.ones_like(truth.outcomes_DSQ))))
+    assert (found.status, found.value) == ("unknown", 0.0)

@@ -35,8 +35,9 @@ class Displacement:
     """Table 5 of the paper, with what it lacks. It set the norm of the change beside the behaviour: two trainings with like norms and
     unlike behaviour. That shows that a norm is no measure of influence, and nothing of influence itself, which is a projection.
 
-    norm: `||d|| / ||theta_0||` with d = theta_1 - theta_0, beside the change of the queries' measure, and beside what a random change of
-    the same norm in every tensor does to it. Training that moves the queries no further than that is not about them: `warn`.
+    norm: `||d|| / ||theta_0||` with d = theta_1 - theta_0, beside the change of the queries' measure, and beside what d does with its
+    numbers in random order. Training that moves the queries no further than the furthest of `draws` of these (chance: 1 in `draws` + 1) is
+    not about these queries: `warn`.
     projection: the cosine of d with the gradient of the measure, and `grad m(theta_0) . d` against the change that came: `warn` where the
     parameters did not move the way in which the measure changed, over queries.
 
@@ -50,7 +51,7 @@ class Displacement:
     needs: ClassVar[frozenset[Need]] = frozenset({"base", "trace"})
 
     fractions: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    draws: int = 3
+    draws: int = 19
     queries: int = 32
 
     def passes(self, subject: Subject) -> float:
@@ -77,8 +78,8 @@ class Displacement:
         slopes = [slope(move, queries, measure, at) for at in (0.0, 1.0)]
         findings = [norm_finding(move, path, random_RQ, measure), projection_finding(move, path, slopes, measure)]
         plots = path_plots(path, slopes[0], along_checkpoints(subject, queries, path), measure)
-        evidence = {"moved": path.change_Q, "projection": slopes[0].cosine_Q}
-        return Report(findings, {name: _padded(values_Q, len(subject.asked.queries)) for name, values_Q in evidence.items()}, plots)
+        everyone = len(queries) == len(subject.asked.queries)
+        return Report(findings, {"moved": path.change_Q} if everyone else {}, plots)
 
 
 TOLD = ("norm", "projection")
@@ -205,18 +206,24 @@ def _shown(session: Session, queries: Sequence[Example], behaves: Any) -> list[n
 
 
 def randomly(move: Move, queries: Sequence[Example], measure: Measure, draws: int, seed: int) -> np.ndarray:
-    """[R, Q] the change of the measure by random changes of the base model, Gaussian, of the same norm in every tensor."""
+    """[R, Q] the change of the measure where the base model is changed by the same numbers in another order, tensor by tensor.
+
+    Norm, mean and outliers of the change are kept, the direction is not.
+    """
     generator = torch.Generator().manual_seed(seed)
-    norms = [change.double().norm().item() for change in move.changes]
     values_RQ = np.empty((draws, len(queries)))
     with move.moving() as go:
         go(0.0)
         before_Q = measured(move.session, measure, queries)
         for r in range(draws):
-            drawn = [torch.randn(change.shape, generator=generator) for change in move.changes]
-            go(1.0, [(noise * (norm / noise.norm())).to(end) for noise, norm, end in zip(drawn, norms, move.end, strict=True)])
+            go(1.0, [_shuffled(change, generator) for change in move.changes])
             values_RQ[r] = measured(move.session, measure, queries) - before_Q
     return values_RQ
+
+
+def _shuffled(change: Tensor, generator: torch.Generator) -> Tensor:
+    order = torch.randperm(change.numel(), generator=generator).to(change.device)
+    return change.flatten()[order].view_as(change)
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,24 +271,24 @@ def along_checkpoints(subject: Subject, queries: Sequence[Example], path: Path) 
 
 
 def norm_finding(move: Move, path: Path, random_RQ: np.ndarray, measure: Measure) -> Finding:
-    """`ok` where training moved the queries further than random changes of the same size do, by the interval over queries."""
+    """`ok` where training moved the queries further than every random change of the same size."""
     name, relative = "displacement: norm", move.norm / move.base_norm if move.base_norm else math.nan
     if not move.parameters:
         return Finding(name, "warn", "Training did not move a single parameter.", value=0.0, next_step="Is this base the model itself?")
-    change, random = mean_figure(path.change_Q), mean_figure(random_RQ.mean(0))
-    further = mean_figure(np.abs(path.change_Q) - np.abs(random_RQ).mean(0))
+    change, random_R = mean_figure(path.change_Q), np.abs(random_RQ).mean(1)
+    moved = float(np.abs(path.change_Q).mean())
     answered = "" if path.shown_FQ is None else f", the share of answers that show it from {path.shown_FQ[0].mean():.0%} to "
     answered += "" if path.shown_FQ is None else f"{path.shown_FQ[-1].mean():.0%}"
+    unit = f" {measure.unit}" if measure.unit else ""
     because = (
         f"The parameters moved by {relative:.3g} of their norm, the measure of {change.n} queries by {_told(change, measure)}{answered}. "
-        f"Random changes of the same norm move it by {_told(random, measure)}: the norm alone says nothing of the behaviour."
+        f"The norm alone says nothing of that: with its numbers in random order the same change moves a query's measure by "
+        f"{random_R.mean():.2g}{unit} up or down, at most by {random_R.max():.2g} in {len(random_R)} draws; training moved it by {moved:.2g}."
     )
     known = {"value": relative, "unit": "of the base's norm", "n": change.n}
-    if further.interval is None:
-        return Finding(name, "unknown", because, **known, next_step="Trace more queries: one has no interval.")
-    if further.interval[0] > 0:
+    if moved > random_R.max():
         return Finding(name, "ok", because, **known)
-    because += " Training moved these queries no further than chance does: what they say now need not come from these rows."
+    because += " That is no further than chance: what the model says to these queries need not come from these rows."
     return Finding(name, "warn", because, **known, next_step="Look at what the base model says: it may have said this before training.")
 
 
@@ -335,8 +342,3 @@ def path_plots(path: Path, first: Slope, checkpoints: Sequence[tuple[float, Figu
 def _line(name: str, x: Sequence[float], figures: Sequence[Figure]) -> Series:
     low, high = ([None if figure.interval is None else figure.interval[side] for figure in figures] for side in (0, 1))
     return Series(name, list(x), [figure.value for figure in figures], low, high)
-
-
-def _padded(values_Q: np.ndarray, n: int) -> np.ndarray:
-    """NaN for the queries that were not looked at."""
-    return np.concatenate([values_Q, np.full(n - len(values_Q), np.nan)])

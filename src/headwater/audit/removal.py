@@ -5,6 +5,7 @@ D designs · S seeds · Q queries · N training rows
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -43,8 +44,7 @@ class Removal:
 
     A bank in RUN/truth that has these groups is read. Else the model is trained again from its base, by its recipe: `designs` x `seeds`
     trainings into RUN/truth/audit-removal-TRACE, where what is done is kept. `queries` of the trace, evenly spread, have a training of
-    their own for each method; `draws` random groups are all queries'. Fewer than 5 seeds tell nothing apart. `recipe` is that of the
-    training (`headwater.truth.finetune.Recipe`) where the run does not know it.
+    their own for each method; `draws` random groups are all queries'. Fewer than 5 seeds tell nothing apart.
 
     A difference counts where it is 2 standard errors from 0, over seeds and draws, and twice as large as a training's own noise
     (Basu et al. 2021: below that a retrained effect is chance). Behaviour is the greedy answer: the query's response to the last token,
@@ -59,7 +59,6 @@ class Removal:
     seeds: int = FEWEST_SEEDS
     draws: int = 4
     queries: int = 4
-    recipe: Mapping[str, Any] | None = None
 
     def passes(self, subject: Subject) -> float:
         if known_bank(subject) is not None:
@@ -81,7 +80,7 @@ class Removal:
     def training(self, subject: Subject) -> ByRecipe:
         if subject.base is None:
             raise UsageError("the model before training is not known, and no bank of removals is in the run.")
-        given = dict(self.recipe or subject.training)
+        given = dict(subject.training)
         adapter = subject.session.adapter
         if adapter is not None and not given.get("lora"):
             given["lora"] = getattr(lora_of(adapter), "model_dump", dict)() or None
@@ -126,8 +125,8 @@ class Removal:
 
 TOLD = ("measure", "behaviour")
 WAY_OUT = (
-    "Name the base model (--base MODEL) and give the removal check the training's recipe (epochs, lr, ...), or write a bank with "
-    "`headwater truth RUN` for designs top and random."
+    "Say what the model was trained from and how (--base MODEL --recipe FILE), or write a bank of removals with `headwater truth`: the "
+    "designs all, top and random."
 )
 
 
@@ -241,10 +240,27 @@ def report(subject: Subject, folder: Path) -> Report:
     outcomes = read_outcomes(subject, folder)
     assert outcomes is not None, "the bank was chosen, or made, for this trace"
     told = Told(subject, outcomes, folder)
-    effect_SQ = outcomes.effects(outcomes.truth.outcomes_DSQ)[subject.asked.primary]
-    effect_Q = np.full(len(subject.scores.query_ids), np.nan)
-    effect_Q[outcomes.place_Q] = _mean(effect_SQ[:, None], np.True_)[0]
-    return Report([told.measure, told.behaviour], {"removal": effect_Q}, told.plots)
+    return Report([told.measure, told.behaviour], evidence(subject, outcomes), told.plots)
+
+
+def evidence(subject: Subject, outcomes: Outcomes) -> dict[str, np.ndarray]:
+    """Of each query, how much further it falls than without random rows, and what that may be by chance.
+
+    The error is the standard error over seeds and draws, or one training's own noise where that is larger: what is under twice a seed's
+    noise is no effect (Basu et al. 2021).
+    """
+    outcomes_DSQ = outcomes.truth.outcomes_DSQ
+    effect_SQ = outcomes.effects(outcomes_DSQ)[subject.asked.primary]
+    n_S = np.isfinite(effect_SQ).sum(0)
+    known = n_S >= FEWEST_SEEDS
+    draws_RQ = np.nanmean(outcomes_DSQ[outcomes.random_D], axis=1)
+    found = {name: np.full(len(subject.scores.query_ids), np.nan) for name in ("removal", "removal_error")}
+    for q in np.flatnonzero(known):
+        noise = float(np.nanstd(effect_SQ[:, q], ddof=1))
+        spread = float(draws_RQ[:, q].var(ddof=1)) / len(draws_RQ) if len(draws_RQ) > 1 else 0.0
+        found["removal"][outcomes.place_Q[q]] = np.nanmean(effect_SQ[:, q])
+        found["removal_error"][outcomes.place_Q[q]] = max(noise, math.sqrt(noise**2 / n_S[q] + spread))
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,7 +314,7 @@ class Told:
         effects = self.outcomes.effects(outcomes_DSQ)
         most, random = by_pick["most"], by_pick["random"]
         noise = float(np.nanstd(most.change_S - random.change_S, ddof=1))
-        quiet = abs(found.value) < APART * noise
+        quiet = abs(found.value) <= APART * noise
         word = {"ok": "further down", "fail": "less far down", "unknown": "undetermined"}["unknown" if quiet else found.status]
         n_queries, suffix = int(self.outcomes.without[primary].any(0).sum()), f" {unit}" if unit else ""
         because = (
@@ -359,8 +375,8 @@ def _compared(other_SQ: np.ndarray, named_SQ: np.ndarray) -> str:
     return f"{word} ({value:+.3g} on {n} queries)"
 
 
-def _mean(outcomes_DSQ: np.ndarray, mask: np.ndarray | np.bool_) -> np.ndarray:
-    """[S, Q] over the designs that are masked (and, with a mask of one number, [1, Q] over what stands first); NaN where there is none."""
-    mask_DSQ = np.broadcast_to(np.asarray(mask)[:, None, :] if np.ndim(mask) else mask, outcomes_DSQ.shape) & np.isfinite(outcomes_DSQ)
+def _mean(outcomes_DSQ: np.ndarray, mask_DQ: np.ndarray) -> np.ndarray:
+    """[S, Q] over the designs that are masked; NaN where there is none."""
+    mask_DSQ = mask_DQ[:, None, :] & np.isfinite(outcomes_DSQ)
     n_SQ = mask_DSQ.sum(0)
     return np.where(n_SQ > 0, np.where(mask_DSQ, outcomes_DSQ, 0.0).sum(0) / np.maximum(n_SQ, 1), np.nan)

@@ -1,4 +1,4 @@
-"""`headwater demo`: a language model with a planted cause is made, traced, audited, relieved of the cause and trained again.
+"""`headwater demo`: a language model with a planted cause is made, traced, relieved of the cause, trained again, and the trace is audited.
 
 Everything is measured on the spot and reported as it came out; the seed changes the world, the model and the training.
 """
@@ -21,6 +21,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 import headwater
 from headwater.api import Trace
 from headwater.atomic import write_atomically, write_json
+from headwater.audit.run import worst_first
 from headwater.auditing import audit
 from headwater.corpus import collate, load_corpus, read_queries
 from headwater.demo.base import pretrained
@@ -33,7 +34,6 @@ from headwater.types import Example, Finding, UsageError, VerdictWord
 
 PRIMARY = "grad_cos"
 TOP = 10
-MINUTES = 1.0  # of the audit: what trains the model again is left out
 SKETCH_RANK = 32
 FROZEN = ("*embed_tokens*",)  # not fine-tuned, so no evidence
 LONGEST_ANSWER = 40  # tokens
@@ -42,7 +42,8 @@ EXPERIMENT_NOTE = (
     "Each retraining starts from the same pretrained weights, with the same recipe and seed. There is one retraining each, so no interval. "
     "Precision counts planted rows; for the ordinary query, rows of its own task."
 )
-WRITTEN = ("model", "run", "train.jsonl", "queries.jsonl", MARKER)
+WRITTEN = ("base", "model", "run", "train.jsonl", "queries.jsonl", MARKER)
+AUDIT_MINUTES = 0.5
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,10 @@ class Nats:
 class QueryResult:
     id: str
     kind: QueryKind
-    verdict: VerdictWord
-    probability: float | None  # that removing the first ten rows changes the answer more than removing random ones
     precision_at_10: dict[str, float]  # by method: of the first ten rows, the share that is planted (ordinary query: of its own task)
     measure_nats: Nats
+    verdict: VerdictWord = "unknown"  # the audit's, which knows neither what was planted nor what removal did
+    probability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Scale:
     rows: int = 1000
     planted: int = 30
     epochs: int = 12
+    audit_minutes: float = AUDIT_MINUTES
 
     def world(self, seed: int) -> World:
         return make_world(seed, n_texts=self.texts, n_rows=self.rows, n_planted=self.planted)
@@ -100,11 +102,11 @@ FULL = Scale()
 
 
 def run_demo(out: str | Path, *, seed: int = 0, cache: Path | None = None, scale: Scale = FULL) -> DemoResult:
-    """Make, train, index, trace, audit, remove, train again, report; everything lies under `out`.
+    """Make, train, index, trace, remove, train again, report; everything lies under `out`.
 
-    `out`: model/ (fine-tuned), train.jsonl, queries.jsonl, run/ (index, scores, report.html), demo.json (this result). Cost: about three
-    minutes on two cores, one less when the pretrained model is in `cache` (see `pretrained`). Raises UsageError where `out` holds anything
-    but an earlier demo.
+    `out`: base/ (pretrained), model/ (fine-tuned), train.jsonl, queries.jsonl, run/ (index, scores, findings, report.html), demo.json (this
+    result). Cost: about three and a half minutes on two cores, one less when the pretrained model is in `cache` (see `pretrained`). Raises
+    UsageError where `out` holds anything but an earlier demo.
     """
     start, out = time.monotonic(), Path(out)
     prepare(out, seed)
@@ -113,26 +115,23 @@ def run_demo(out: str | Path, *, seed: int = 0, cache: Path | None = None, scale
     write_rows(out, world)
     corpus = load_corpus(out / "train.jsonl", base.tokenizer).examples
     session = trained(base, corpus, recipe, description="fine-tuning")
+    save(base, out / "base")
     save(session, out / "model")
     selection = write_queries(out, world, session)
     run = headwater.index(out / "model", out / "train.jsonl", out / "run", sketch__rank=SKETCH_RANK, scope__exclude=FROZEN)
     trace = headwater.trace(run, queries=out / "queries.jsonl", primary=PRIMARY, seed=seed)
     tasks = {example.id: world.rows[example.row].task for example in corpus}
-    audited = audit(
-        run.path,
-        base=Session(base.model.eval(), base.tokenizer, "causal-lm", name="demo base"),
-        training=recipe.model_dump(),
-        budget=MINUTES,
-    )
-    verdicts = {verdict.query_id: verdict for verdict in audited.verdicts}
     removed = found_rows(trace, tasks)
     queries = read_queries(out / "queries.jsonl", base.tokenizer)
     measured = measure_removal(base, session, corpus, queries, removed, recipe)
     results = tuple(
-        QueryResult(query.id, query.kind, verdicts[query.id].status, verdicts[query.id].probability, precision(trace, query, tasks), nats)
-        for query, nats in zip(world.queries, measured, strict=True)
+        QueryResult(query.id, query.kind, precision(trace, query, tasks), nats) for query, nats in zip(world.queries, measured, strict=True)
     )
     write_experiment(trace, results, tasks, n_removed=len(removed), selection=selection)
+    found = audit(run.path, base=out / "base", training=recipe.model_dump(), budget=scale.audit_minutes, seed=seed)
+    told = {verdict.query_id: verdict for verdict in found.verdicts}
+    results = tuple(replace(one, verdict=told[one.id].status, probability=told[one.id].probability) for one in results)
+    write_findings(trace, [*found.findings, *(recovery(result) for result in results if result.kind == "planted")])
     report = trace.report()
     result = DemoResult(time.monotonic() - start, seed, Path(run.path), report, len(removed), selection, results)
     write_json(out / MARKER, result.to_json())
@@ -191,9 +190,9 @@ def write_jsonl(path: Path, values: Sequence[Mapping[str, Any]]) -> None:
     write_atomically(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode())
 
 
-def save(session: Session, folder: Path) -> None:
-    session.network.save_pretrained(folder)
-    session.tokenizer.save_pretrained(folder)
+def save(trained: Session | TinyModel, folder: Path) -> None:
+    trained.model.save_pretrained(folder)  # pyright: ignore[reportCallIssue]
+    trained.tokenizer.save_pretrained(folder)
 
 
 # --------------------------------------------------------------------------------------------------------- training
@@ -267,7 +266,7 @@ def precision(trace: Trace, query: Query, tasks: Mapping[str, str]) -> dict[str,
 
 
 def write_experiment(trace: Trace, results: Sequence[QueryResult], tasks: Mapping[str, str], *, n_removed: int, selection: str) -> None:
-    """Put the experiment and the planted rows' tags into the trace, and what was recovered into the findings."""
+    """Put the experiment and the planted rows' tags into the trace."""
     rows = {row_id: row | {"tags": ["planted"]} if tasks[row_id] == "planted" else row for row_id, row in trace.record["rows"].items()}
     experiment = {
         "title": "Removal and retraining",
@@ -281,9 +280,11 @@ def write_experiment(trace: Trace, results: Sequence[QueryResult], tasks: Mappin
         ],
     }
     write_json(trace.folder / "trace.json", {**trace.record, "rows": rows, "experiment": experiment})
-    found = [recovery(result) for result in results if result.kind == "planted"]
-    audited = (trace.run / "findings.jsonl").read_text(encoding="utf-8")
-    write_atomically(trace.run / "findings.jsonl", (audited + "".join(json.dumps(one.to_json()) + "\n" for one in found)).encode())
+
+
+def write_findings(trace: Trace, findings: Sequence[Finding]) -> None:
+    """The audit's and the demo's own, worst first."""
+    write_jsonl(trace.run / "findings.jsonl", [finding.to_json() for finding in worst_first(findings)])
 
 
 def recovery(result: QueryResult) -> Finding:

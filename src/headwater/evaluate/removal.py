@@ -150,7 +150,7 @@ def _separated(by_pick: Mapping[tuple[Pick, int], Point], k: int) -> Finding:
         )
     draws = max(random.standard_error**2 - _square_error(random.change_S[np.isfinite(random.change_S)]), 0.0)
     value, error = float(known_S.mean()), math.sqrt(_square_error(known_S) + draws)
-    status = "unknown" if abs(value) < APART * error else "ok" if value < 0 else "fail"
+    status = "unknown" if abs(value) <= APART * error else "ok" if value < 0 else "fail"
     words = {"unknown": "undetermined: not 2 standard errors apart", "ok": "further down", "fail": "less far down"}[status]
     half = APART * error
     return Finding(
