@@ -65,7 +65,7 @@ def test_the_audit_and_the_recovery_are_in_the_findings_and_on_the_page(demo):
     assert found["removal"].because.startswith("Not measured: left out")
     assert [query.verdict for query in result.queries] == [verdict["status"] for verdict in audited["verdicts"]]
     page = result.report.read_text(encoding="utf-8")
-    for name in ("recovery: planted", "coverage: loss positions"):
+    for name in ("recovery", "Planted rows among each method", "loss positions"):
         assert name in page
 
 
