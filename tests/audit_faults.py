@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ import headwater
 from headwater import curvature
 from headwater.audit.subject import Subject
 from headwater.auditing import open_subject
-from headwater.corpus import encode
 from headwater.curvature import Fisher
 from headwater.index import build
 from headwater.model.session import Session, load_session
@@ -75,7 +75,8 @@ class Fault:
 
 def padding_in_the_loss(folder: Path, patch: Patch) -> Subject:
     """As the paper's v2 code: rows filled up to one length, and the filling counted; trained, indexed and traced so."""
-    plain = encode.to_example
+    encoding = import_module("headwater.corpus.encode")  # the package has a function of that name
+    plain = encoding.to_example
 
     def padded(text: Any, encoded: Any, **where: Any) -> Example:
         n = 16 - len(encoded.tokens)
@@ -83,7 +84,7 @@ def padding_in_the_loss(folder: Path, patch: Patch) -> Subject:
         mask = np.concatenate([encoded.loss_mask, np.ones(n, dtype=bool)])
         return plain(text, replace(encoded, tokens=tokens, loss_mask=mask), **where)
 
-    patch.setattr(encode, "to_example", padded)
+    patch.setattr(encoding, "to_example", padded)
     return kinds_world(folder).subject()
 
 

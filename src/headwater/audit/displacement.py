@@ -282,8 +282,8 @@ def norm_finding(move: Move, path: Path, random_RQ: np.ndarray, measure: Measure
     unit = f" {measure.unit}" if measure.unit else ""
     because = (
         f"The parameters moved by {relative:.3g} of their norm, the measure of {change.n} queries by {_told(change, measure)}{answered}. "
-        f"The norm alone says nothing of that: with its numbers in random order the same change moves a query's measure by "
-        f"{random_R.mean():.2g}{unit} up or down, at most by {random_R.max():.2g} in {len(random_R)} draws; training moved it by {moved:.2g}."
+        f"The norm alone says nothing of that: with its numbers in random order the same change moves a query's measure up or down by "
+        f"{random_R.mean():.2g}{unit}, at most by {random_R.max():.2g} in {len(random_R)} draws; training moved it by {moved:.2g}."
     )
     known = {"value": relative, "unit": "of the base's norm", "n": change.n}
     if moved > random_R.max():
