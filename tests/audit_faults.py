@@ -66,11 +66,12 @@ Plant = Callable[[Path, Patch], Subject]
 
 @dataclass(frozen=True)
 class Fault:
-    """What is planted, the finding that it must turn to `fail`, and a word that must be in it."""
+    """What is planted, the finding that it must turn to `fail`, a word that must be in it, and what may fail because of it."""
 
     plant: Plant
     finding: str
-    word: str = ""
+    word: str
+    follows: frozenset[str] = frozenset()
 
 
 def padding_in_the_loss(folder: Path, patch: Patch) -> Subject:
@@ -178,11 +179,14 @@ def ignored_data(folder: Path, patch: Patch) -> Subject:
     return kinds_world(folder, training=NOTHING).subject()
 
 
+WRONG_ROWS = frozenset(
+    {"patch: learned", "sketch: seeds"}
+)  # the trace names rows that it should not: steps on them, and a fresh sketch, say so
 FAULTS = {
     "padding counted in the loss": Fault(padding_in_the_loss, "coverage: loss positions", "padding"),
-    "the damping's sign": Fault(damping_of_the_other_sign, "solver: subtracted", "subtracted"),
+    "the damping's sign": Fault(damping_of_the_other_sign, "solver: subtracted", "subtracted", WRONG_ROWS),
     "a LiSSA that never left the gradient": Fault(lissa_that_never_left_the_gradient, "solver: lissa_released", "returned the gradient"),
-    "shuffled row ids": Fault(shuffled_ids, "identity", "Shuffled ids"),
+    "shuffled row ids": Fault(shuffled_ids, "identity", "Shuffled ids", WRONG_ROWS),
     "an index from another checkpoint": Fault(another_checkpoint, "identity", "Another checkpoint"),
     "a hub row that tops every query": Fault(hub_row, "hubs", "100%"),
     "bfloat16 garbage": Fault(bfloat16_garbage, "numerics: dtype", "bfloat16"),

@@ -135,6 +135,7 @@ def test_a_bank_of_measures_leaves_behaviour_unknown(banked: Subject) -> None:
     assert "was not kept" in found.because
 
 
+@pytest.mark.slow
 def test_the_answer_goes_with_the_rows_that_taught_it(retrained: tuple[Subject, dict[str, Finding]]) -> None:
     _, found = retrained
     assert {name: finding.status for name, finding in found.items()} == {"removal: measure": "ok", "removal: behaviour": "ok"}
@@ -146,6 +147,7 @@ def test_the_answer_goes_with_the_rows_that_taught_it(retrained: tuple[Subject, 
     assert found["removal: behaviour"].value < -0.5
 
 
+@pytest.mark.slow
 def test_the_second_time_costs_nothing_and_another_behaviour_needs_no_training(retrained: tuple[Subject, dict[str, Finding]]) -> None:
     subject, before = retrained
     fresh = replace(subject, training={}, base=None)

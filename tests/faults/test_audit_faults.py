@@ -13,7 +13,12 @@ from headwater.auditing import chosen
 from tests.audit_faults import FAULTS, kinds_world
 
 COSTLY = {"gaps", "removal"}  # they train again
-SMALL = {"solver": {"curvatures": (), "queries": 4}, "displacement": {"draws": 9}}
+SMALL = {
+    "solver": {"curvatures": (), "queries": 4},
+    "displacement": {"draws": 5, "fractions": ()},
+    "patch": {"steps": 6, "neighbours": 1},
+}
+pytestmark = pytest.mark.slow
 
 
 def audited(subject: Subject) -> Audit:
@@ -36,5 +41,5 @@ def test_a_healthy_world_fails_nothing(tmp_path: Path) -> None:
 def test_the_fault_turns_its_finding_and_no_other(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fault = FAULTS[name]
     found = failed(audited(fault.plant(tmp_path, monkeypatch)))
-    assert set(found) == {fault.finding}, found
     assert fault.word in found[fault.finding]
+    assert set(found) <= {fault.finding} | fault.follows, found
