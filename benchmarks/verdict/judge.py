@@ -68,7 +68,7 @@ def shares(records: Sequence[Mapping[str, Any]], judged: Judged) -> dict[str, An
 
 
 def intervals(records: Sequence[Mapping[str, Any]], judged: Judged, *, resamples: int = 1000) -> dict[str, list[float]]:
-    """95 % over queries, by the bootstrap: a query comes with all its judgements. Fits and tasks are as they are."""
+    """95 % over queries, by the bootstrap: a query comes with all its judgements. What is never defined is left out."""
     rng, n = np.random.default_rng(0), len(records)
     of_record = [np.flatnonzero(judged.record_J == m) for m in range(n)]
     found: dict[str, list[float]] = {name: [] for name in ("auroc", "ece", "supported_true", "caused_supported", "uncaused_supported")}
@@ -78,7 +78,8 @@ def intervals(records: Sequence[Mapping[str, Any]], judged: Judged, *, resamples
         values = {"auroc": one.auroc, "ece": one.expected_calibration_error, **shares(records, one)}
         for name, column in found.items():
             column.append(np.nan if values[name] is None else values[name])
-    return {name: np.nanquantile(column, [0.025, 0.975]).tolist() for name, column in found.items()}
+    known = {name: np.array(column)[np.isfinite(column)] for name, column in found.items()}
+    return {name: np.quantile(column, [0.025, 0.975]).tolist() for name, column in known.items() if len(column)}
 
 
 def _without(known: Calibration, fitted: int) -> dict[str, float]:

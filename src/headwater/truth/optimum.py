@@ -120,14 +120,15 @@ class Newton:
         near_D = start_D if self.first is None or scaled.at_end else self.first(fn, start_D).theta_D
         if scaled.at_end or not bool(near_D.isfinite().all()):
             return scaled.ended(near_D)
-        found = minimize(
-            scaled,
-            near_D.detach().cpu().double().numpy(),
-            jac=True,
-            hess=scaled.hessian,
-            method="trust-exact",
-            options={"maxiter": self.max_steps, "gtol": scaled.target},
-        )
+        with np.errstate(over="ignore"):  # of a damping's bound, where the region has shrunk to nothing: the search goes on from infinity
+            found = minimize(
+                scaled,
+                near_D.detach().cpu().double().numpy(),
+                jac=True,
+                hess=scaled.hessian,
+                method="trust-exact",
+                options={"maxiter": self.max_steps, "gtol": scaled.target},
+            )
         return scaled.ended(torch.from_numpy(_last_digits(scaled, found.x)))
 
 
