@@ -1,6 +1,6 @@
 """Does influence find a dataset's artefact? Synthetic inference pairs whose label an overlap of words gives away, or does not.
 
-    python -m benchmarks.artefacts [--json] [--small] [--seeds 6] [--rows 600] [--steps 300] [--retrainings 5] [--kept F]
+    python -m benchmarks.artefacts [--json] [--small] [--seeds 8] [--rows 600] [--steps 200] [--retrainings 5] [--kept F]
 
 A premise has a key and words, a hypothesis a value and words; the pair is true where the value is the key's own. In the artefact world
 the hypothesis takes all its words from the premise for 97 % of the true pairs and 3 % of the false ones, in the clean world for half of
@@ -9,10 +9,10 @@ model is FOOLED: what is explained is its decision, the log-probability of "true
 
 Then the property "overlap" against influence, by the functions of the audit's own check: the coefficient a of the parabola over the ranks
 (a U: rows that matter either way have more overlap), and how much more of it the highest tenth has. Beside it the same over queries that
-are not fooled, which says why they must be left out, and under the length of the rows' gradients alone. Removal: the tenth of the rows with
-the highest mean score against a random tenth, trained again from new starts, and how far the probability of the decision falls; without a
-signal of twice the noise between starts it is undetermined. Protocol after Han, Wallace and Tsvetkov 2020 (arXiv 2005.06676); the binning
-and the world are ours.
+are not fooled, which says why they must be left out, and under the length of the rows' gradients alone. Removal, in the artefact world: the
+tenth of the rows with the highest mean score against a random tenth, trained again from new starts, and how far the probability of the
+decision falls: undetermined where seeds do not tell the two apart by two standard errors. Protocol after Han, Wallace and Tsvetkov 2020
+(arXiv 2005.06676); the binning and the world are ours.
 
 N rows · Q queries · T positions · H width · D parameters · S trainings
 """
@@ -38,7 +38,8 @@ from headwater.evaluate.noise import ENOUGH, noise_floor
 from headwater.types import Block, Layout
 
 WORLDS = {"artefact": (0.97, 0.03), "clean": (0.5, 0.5)}  # share of true, of false pairs with full overlap
-KEYS, WORDS, WORDS_EACH = 8, 40, 4
+KEYS, WORDS, WORDS_EACH = 4, 10, 3
+SMALL_WORDS = 0.3  # standard deviation of embeddings at the start: what is common to words is then learned before they are memorised
 BY_CHANCE = 0.18  # of a hypothesis word to be one of the premise, where the overlap is not full
 DAMPING = 1e-3
 CANDIDATES, MOST_QUERIES, FEWEST_QUERIES = 400, 30, 3
@@ -51,7 +52,7 @@ EXPECTED = {"a": {"artefact": [0.12, 0.33, 0.58, 0.00], "clean": [0.02, -0.01, -
 @dataclass(frozen=True)
 class Size:
     rows: int = 600
-    steps: int = 300
+    steps: int = 200
     retrainings: int = 5
 
 
@@ -62,7 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="record the result and print it as the last line")
     parser.add_argument("--small", action="store_true", help="a size that takes seconds, to see that it runs")
-    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--kept", type=Path, help="a file of finished parts, to go on from")
     for name, value in vars(Size()).items():
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -164,7 +165,7 @@ def studied(size: Size, world: str, seed: int) -> dict[str, Any]:
         "a_not_fooled": not_fooled,
         "a_length": length.curvature.value,
         "enrichment_length": length.enrichment.value,
-        "removal": removal(net, rows, queries_QT, scores_QN, size, seed) if size.retrainings > 1 else None,
+        "removal": removal(net, rows, queries_QT, scores_QN, size, seed) if world == "artefact" and size.retrainings > 1 else None,
     }
 
 
@@ -254,7 +255,7 @@ class OneBlock:
 
     def drawn(self, seed: int | Sequence[int]) -> Tensor:
         rng = np.random.default_rng(seed)
-        parts = [rng.normal(size=o * i) / (1 if name in ("word", "place") else i**0.5) for name, (o, i) in self.shapes.items()]
+        parts = [rng.normal(size=o * i) * (SMALL_WORDS if name in ("word", "place") else i**-0.5) for name, (o, i) in self.shapes.items()]
         return torch.from_numpy(np.concatenate(parts))
 
     def __call__(self, theta_D: Tensor, tokens_NT: Tensor) -> Tensor:

@@ -5,8 +5,8 @@
 The protocol of the MNIST reference points: half-subsets of the training rows, each trained from the start with several seeds; the score is
 the rank correlation, over subsets, of a query's summed scores and its log-probability, in the mean over queries, with the interval over
 both subsets and queries. CG solves with the exact Gauss-Newton matrix at four dampings, the default and the training's own weight decay
-among them, and the best is shown as such; TRAK-1 and TRAK-10 are trainings of their own, sketched to 256 numbers. The reference points
-are MNIST's, on other rows and other networks: neighbours, not targets. Needs scikit-learn (`pip install -c constraints.txt
+among them, and the best is shown as such; TRAK-1, TRAK-10 and TRAK-50 are trainings of their own, sketched to 256 numbers. The reference
+points are MNIST's, on other rows and other networks: neighbours, not targets. Needs scikit-learn (`pip install -c constraints.txt
 scikit-learn`), and no network.
 
 N rows · Q queries · S subsets and seeds · D parameters · K kept numbers of a sketch
@@ -50,7 +50,7 @@ class Size:
     subsets: int = 50
     seeds: int = 2
     steps: int = 200
-    ensemble: int = 10
+    ensemble: int = 50
 
 
 def main() -> None:
@@ -99,7 +99,7 @@ class Task:
         say(f"{self.net.widths}: trained")
         names = {RULE: "the default"} | {rule: rule for rule in DAMPINGS} | {self.decay: "the weight decay"}
         scores = {f"cg, {name}": self.influence(models[0], damping) for damping, name in names.items()}
-        scores |= {f"trak_{n}": self.trak(models[:n]) for n in (1, self.size.ensemble)}
+        scores |= {f"trak_{n}": self.trak(models[:n]) for n in sorted({1, 10, self.size.ensemble}) if n <= self.size.ensemble}
         scores["random"] = self.scores(np.random.default_rng(0).normal(size=(self.size.queries, self.size.rows)), "random")
         found = {name: agreements(*matched(one, truth))["lds"] for name, one in scores.items()}
         ceiling = next(iter(found.values())).ceiling

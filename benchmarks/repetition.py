@@ -420,7 +420,7 @@ def accepted(size: Size, found: dict[str, Any], copied: dict[str, Any]) -> dict[
     loss = {key: one["validation"] for key, one in found.items()}
     plain = [loss[name(epochs)] for epochs in size.epochs]
     rise = loss[name(often)] - loss[name(once)]
-    recovered = (loss[name(often)] - loss[name(often, "dropout")]) / rise
+    recovered, everywhere = ((loss[name(often)] - loss[name(often, factor)]) / rise for factor in ("dropout", "dropout everywhere"))
     middle = size.widths[len(size.widths) // 2]
     by_width = {e: [loss[name(e, "" if w == middle else f"width {w}")] for w in size.widths] for e in (once, often)}
     stage = abs(loss[name(often, "dropstage")] - loss[name(often, "dropout")])
@@ -431,7 +431,8 @@ def accepted(size: Size, found: dict[str, Any], copied: dict[str, Any]) -> dict[
     return {
         f"val({often:g}) / val({once:g}) >= 1.5": said(loss[name(often)] / loss[name(once)] >= 1.5, loss[name(often)] / loss[name(once)]),
         "monotone in epochs": said(rising(plain), *plain),
-        "dropout recovers >= 80 % of the gap": said(recovered >= 0.8, recovered),
+        "dropout of what layers add recovers >= 80 % of the gap": said(recovered >= 0.8, recovered),
+        "dropout everywhere recovers >= 80 % of the gap": said(everywhere >= 0.8, everywhere),
         "monotone in width when repeated": said(rising(by_width[often]), *by_width[often]),
         "width matters < .15 when not repeated": said(np.ptp(by_width[once]) < 0.15, *by_width[once]),
         "dropstage within .1 of dropout": said(stage < 0.1, stage),

@@ -69,7 +69,7 @@ def audit(
     trace: str | None = None,
     budget: float | None = None,
     only: Sequence[str] | None = None,
-    base: str | Path | None = None,
+    base: str | Path | Session | None = None,
     validation: Any = None,
     features: Mapping[str, np.ndarray] | None = None,
     behaves: Callable[[str, Example], float] | None = None,
@@ -146,7 +146,7 @@ def open_subject(
     run: str | Path,
     *,
     trace: str | None = None,
-    base: str | Path | None = None,
+    base: str | Path | Session | None = None,
     validation: Any = None,
     features: Mapping[str, np.ndarray] | None = None,
     behaves: Callable[[str, Example], float] | None = None,
@@ -184,8 +184,10 @@ def _asked(run: api.Run, session: Session, name: str | None) -> Asked | None:
     return Asked({**found.record, "name": found.folder.name}, queries, measure, found.scores)
 
 
-def _base(recipe: IndexRecipe, session: Session, base: str | Path | None) -> Callable[[], Session] | None:
+def _base(recipe: IndexRecipe, session: Session, base: str | Path | Session | None) -> Callable[[], Session] | None:
     """How to load the model before training: the one that is named, a LoRA's with its B at zero, or the one that the run names."""
+    if isinstance(base, Session):
+        return lambda: base
     if base is None and session.adapter is not None and not recipe.model.merge:
         return partial(_untrained, recipe.model, session)
     path = str(base) if base is not None else session.name if session.adapter is not None else named_base(recipe)

@@ -72,7 +72,7 @@ def demo(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a tiny model with a planted cause, trace it, remove the culprits, train again, and show what changed."""
+    """Train a tiny model with a planted cause, trace and audit it, remove the culprits, train again, and show what changed."""
     from headwater import api
     from headwater.demo.run import run_demo
 
@@ -82,6 +82,8 @@ def demo(
         _print_json(result.to_json())
         return
     _show_trace(api.load(result.run).newest())
+    for query in result.queries:
+        typer.echo(f"{query.id}: {query.verdict}" + ("" if query.probability is None else f" ({query.probability:.2f})"))
     typer.echo(f"{result.seconds:.0f} s; report: {result.report}")
 
 

@@ -417,6 +417,9 @@ SUPPORTED, CONTRADICTED = 0.8, 0.2
 """A verdict's word: `supported` from the one probability on, `contradicted` up to the other, `weak` between them."""
 
 
+VerdictWord = Literal["supported", "weak", "contradicted", "unknown"]
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Whether a query's trace can be believed: a probability, a word for it, and the findings that decided it.
@@ -426,7 +429,7 @@ class Verdict:
     """
 
     query_id: str
-    status: Literal["supported", "weak", "contradicted", "unknown"]
+    status: VerdictWord
     probability: float | None = None
     findings: tuple[Finding, ...] = ()
 

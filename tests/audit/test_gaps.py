@@ -30,7 +30,7 @@ def test_the_table_adds_up_and_is_read(known: Subject) -> None:
     assert table.known_DQ.all()
     assert table.telescoping_error < 1e-10
     near, exact = table.changes_DQ["pbrf"], table.changes_DQ["exact"]
-    assert np.corrcoef(near.ravel(), exact.ravel())[0, 1] > 0.5 or np.abs(near - exact).max() < np.abs(near).max()
+    np.testing.assert_allclose(exact, near, atol=0.15 * np.abs(near).max())
     report = SMALL(known)
     (finding,) = report.findings
     assert finding.name == "gaps"

@@ -13,7 +13,9 @@ from torch import Tensor
 
 import headwater
 from headwater import curvature
+from headwater.audit.artefacts import Artefacts
 from headwater.audit.check import Report
+from headwater.audit.convergence import Convergence
 from headwater.audit.run import run_checks
 from headwater.audit.solver import Bench, Solver, effective_damping, returned_gradient
 from headwater.audit.subject import Subject
@@ -36,11 +38,15 @@ def world(audit_world: AuditWorld, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def traced(world: AuditWorld, method: str, **options: object) -> Report:
-    """The check of a trace by this method; nothing else of the run is touched."""
+    """The check of a trace by this method."""
+    return ALONE(traced_subject(world, method, **options))
+
+
+def traced_subject(world: AuditWorld, method: str, **options: object) -> Subject:
     trace = headwater.trace(
         world.run, queries=world.folder / "queries.jsonl", k=5, methods={method: options, "grad_dot": {}}, n_reference=0
     )
-    return ALONE(world.subject(trace=trace.folder.name))
+    return world.subject(trace=trace.folder.name)
 
 
 def named(report: Report, name: str) -> Finding:
@@ -125,6 +131,13 @@ class Diverging(Fisher):
 def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     for fault in (Subtracted, Diverging):
         monkeypatch.setitem(curvature._curvatures, fault.name, fault)
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize("method", ["lissa_released", "subtracted"])
+def test_a_broken_solver_fails_no_other_check(world: AuditWorld, method: str) -> None:
+    found = run_checks(traced_subject(world, method), [ALONE, Convergence(), Artefacts()]).findings
+    assert [finding.name for finding in found if finding.status == "fail"] == [f"solver: {method}"]
 
 
 @pytest.mark.usefixtures("planted")

@@ -34,7 +34,7 @@ def test_every_factor_has_its_cells(found: dict) -> None:
     assert found["cells"]["1.5 epochs"]["unique"] == 64
     assert found["cells"]["12 epochs"]["unique"] == 8
     assert all(one.startswith(("reached: ", "missed: ")) for one in found["accepted"].values())
-    assert len(found["accepted"]) == 12
+    assert len(found["accepted"]) == 13
 
 
 def test_a_cluster_is_predicted_to_weigh_k_copies(found: dict) -> None:

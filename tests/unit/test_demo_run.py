@@ -24,6 +24,8 @@ def test_the_result_says_what_was_asked_for(demo):
     assert [query["kind"] for query in found["queries"]] == ["planted", "ordinary", "control"]
     for query in found["queries"]:
         assert {"grad_cos", "repsim", "lexical", "length", "loss", "random"} <= query["precision_at_10"].keys()
+        assert query["verdict"] in ("supported", "weak", "contradicted", "unknown")
+        assert (query["probability"] is None) == (query["verdict"] == "unknown")
         assert all(0 <= share <= 1 for share in query["precision_at_10"].values())
         assert query["measure_nats"].keys() == {"before", "after_removal", "after_random_removal"}
         assert all(math.isfinite(nats) and nats < 0 for nats in query["measure_nats"].values())
@@ -48,6 +50,10 @@ def test_the_page_is_written_with_the_experiment(demo):
     _, result = demo
     page = result.report.read_text(encoding="utf-8")
     assert "Removal and retraining" in page
+    assert "Can this be believed?" in page
+    findings = [json.loads(line)["name"] for line in (result.run / "findings.jsonl").read_text().splitlines()]
+    assert "recovery: planted" in findings
+    assert {"numerics: repeatability", "identity", "controls: lexical"} <= set(findings)
 
 
 def test_the_audit_and_the_recovery_are_in_the_findings_and_on_the_page(demo):
@@ -59,8 +65,8 @@ def test_the_audit_and_the_recovery_are_in_the_findings_and_on_the_page(demo):
     assert found["removal"].because.startswith("Not measured: left out")
     assert [query.verdict for query in result.queries] == [verdict["status"] for verdict in audited["verdicts"]]
     page = result.report.read_text(encoding="utf-8")
-    for words in ("Planted rows among each", "loss positions", "Not measured: left out"):
-        assert words in page
+    for name in ("recovery", "Planted rows among each method", "loss positions"):
+        assert name in page
 
 
 def test_the_planted_rows_are_not_marked_in_the_data(demo):

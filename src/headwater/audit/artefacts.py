@@ -28,9 +28,10 @@ FEWEST_ROWS = 20  # two a decile
 class Artefacts:
     """Every property of a row against influence, and against the length of the row's gradient alone, which no query has a part in.
 
-    A property is doubtful where |influence| follows it (Spearman's correlation above `strong` in the mean over queries, q below `level`,
-    Benjamini-Hochberg over all properties). Properties: tokens, the share of a row's words that the query has, loss, copies, each source,
-    and the subject's own `features`. Copies of a row count once. p: rows permuted, the same for every query.
+    A property is doubtful where |influence| follows it (Spearman's correlation above `strong`, `shared` for the overlap with the query, in
+    the mean over queries; q below `level`, Benjamini-Hochberg over all properties). Properties: tokens, the share of a row's words that the
+    query has, loss, copies, each source, and the subject's own `features`. Copies of a row count once. p: rows permuted, the same for every
+    query.
     """
 
     name: ClassVar[str] = "artefacts"
@@ -39,6 +40,7 @@ class Artefacts:
     needs: ClassVar[frozenset[Need]] = frozenset({"index", "trace"})
 
     strong: float = 0.5  # a quarter of the variance of the ranks
+    shared: float = 0.8  # of overlap: rows that answer a query share words with it, and only a ranking that is nearly this one is doubtful
     level: float = 0.05
     permutations: int = 499
     sources: int = 5  # the largest ones
@@ -67,7 +69,7 @@ class Artefacts:
             because = f"Every row has the same {name}, or no query ranks the rows: there is nothing that influence could follow."
             return Finding(f"artefacts: {name}", "ok", because, n=0)
         follows = found.follows
-        surely = abs(follows.value) > self.strong and q < self.level
+        surely = abs(follows.value) > (self.shared if name == "overlap" else self.strong) and q < self.level
         norm = control.follows.value
         because = (
             f"|influence| follows {name} with a rank correlation of {follows.value:.2f} (q = {q:.2g}), bends by {found.curvature} over the "

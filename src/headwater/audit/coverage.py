@@ -80,7 +80,8 @@ class Coverage:
             return Finding("coverage: gradient norm", "unknown", because, next_step="See numerics: dtype.")
         status = graded(1 - figure.value, warn=1 - self.wide, fail=1 - self.narrow)
         because = (
-            f"{figure.value:.1%} of the squared norm of a row's gradient lies in the parameters in scope, the mean of {figure.n} rows."
+            f"The gradient in scope has {figure.value:.1%} of the norm of a row's whole gradient, which is its cosine with it: the mean of "
+            f"{figure.n} rows."
         )
         return Finding(
             "coverage: gradient norm", status, because, value=figure.value, interval=figure.interval, n=figure.n,

@@ -163,7 +163,7 @@ class _Sample:
     def _judged(self, name: str, how: str, values_S: Tensor, step: str) -> Finding:
         worst = float(values_S.max()) if bool(values_S.isfinite().all()) else math.inf
         status = graded(worst, warn=self.tolerance, fail=10 * self.tolerance)
-        because = f"Loss and gradient of {len(values_S)} rows differ by {worst:.2g} at most {how}; rounding is below {self.tolerance:g}."
+        because = f"Loss and gradient of {len(values_S)} rows differ by at most {worst:.2g} {how}; rounding is below {self.tolerance:g}."
         return Finding(
             f"numerics: {name}", status, because, value=worst if math.isfinite(worst) else None, unit="relative difference",
             n=len(values_S), next_step=None if status == "ok" else step,

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from headwater.audit.calibration import Calibration, shipped
 from headwater.audit.evidence import EVIDENCE
 from headwater.audit.subject import Subject
-from headwater.types import CONTRADICTED, SUPPORTED, Finding, Verdict
+from headwater.types import CONTRADICTED, SUPPORTED, Finding, Verdict, VerdictWord
 
 WORTH = 0.65  # AUROC on tasks it was not fitted to: evidence that does worse does not bear on the question
 LARGER = 2.0  # times the share of the rows that a group of the records has: beyond it nothing is known
@@ -24,7 +24,6 @@ APART = 2.0  # times the seeds' noise: below it an effect of retraining is chanc
 HALF = math.log(2)  # nats: what leaves an answer half as likely
 
 MORE = "Audit with more time (--budget) and the model before training (--base MODEL)."
-Word = Literal["supported", "weak", "contradicted", "unknown"]
 
 
 def verdicts(subject: Subject, evidence: Mapping[str, np.ndarray], calibration: Calibration | None = None) -> tuple[Verdict, ...]:
@@ -55,7 +54,7 @@ def removed(query_id: str, evidence: Mapping[str, float]) -> Verdict | None:
     caused = effect >= HALF
     status = "unknown" if undetermined else "ok" if caused else "fail"
     finding = Finding("removal", status, told, effect, "nats", (effect - APART * noise, effect + APART * noise))
-    word: Word = "unknown" if undetermined else "supported" if caused else "contradicted"
+    word: VerdictWord = "unknown" if undetermined else "supported" if caused else "contradicted"
     return Verdict(query_id, word, None, (finding,))
 
 
@@ -76,7 +75,7 @@ def judged(query_id: str, evidence: Mapping[str, float], calibration: Calibratio
     return Verdict(query_id, told, probability, findings)
 
 
-def _deciding(told: Word, parts_F: np.ndarray) -> list[int]:
+def _deciding(told: VerdictWord, parts_F: np.ndarray) -> list[int]:
     """The evidence that says most for the word; of a weak one that says most either way."""
     side_F = parts_F if told == "supported" else -parts_F if told == "contradicted" else np.abs(parts_F)
     return [f for f in np.argsort(-side_F).tolist()[:DECIDING] if side_F[f] > 0]
@@ -91,7 +90,7 @@ def _too_large(query_id: str, share: float, calibration: Calibration) -> Verdict
     return _unknown(query_id, why, value=share, step="Trace with a smaller k, or measure it: `headwater audit RUN --only removal`.")
 
 
-def word(probability: float) -> Word:
+def word(probability: float) -> VerdictWord:
     return "supported" if probability >= SUPPORTED else "contradicted" if probability <= CONTRADICTED else "weak"
 
 

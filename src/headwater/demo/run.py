@@ -31,7 +31,7 @@ from headwater.model.session import Session
 from headwater.model.tiny import PAD, SPECIAL_TOKENS, TinyModel
 from headwater.progress import say
 from headwater.truth.finetune import Recipe, finetune
-from headwater.types import Example, Finding, UsageError
+from headwater.types import Example, Finding, UsageError, VerdictWord
 
 PRIMARY = "grad_cos"
 TOP = 10
@@ -63,7 +63,8 @@ class QueryResult:
     kind: QueryKind
     precision_at_10: dict[str, float]  # by method: of the first ten rows, the share that is planted (ordinary query: of its own task)
     measure_nats: Nats
-    verdict: str = "unknown"  # the audit's, which knows neither what was planted nor what removal did
+    verdict: VerdictWord = "unknown"  # the audit's, which knows neither what was planted nor what removal did
+    probability: float | None = None
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ def run_demo(out: str | Path, *, seed: int = 0, cache: Path | None = None, scale
     checks = [name for name in registry.names() if name not in LEFT_OUT]
     known = {"base": out / "base", "training": recipe.model_dump()}
     found = audit(run.path, **known, only=checks, budget=scale.audit_minutes, seed=seed)
-    words = {verdict.query_id: verdict.status for verdict in found.verdicts}
-    results = tuple(replace(result, verdict=words[result.id]) for result in results)
+    told = {verdict.query_id: verdict for verdict in found.verdicts}
+    results = tuple(replace(one, verdict=told[one.id].status, probability=told[one.id].probability) for one in results)
     write_findings(trace, [*found.findings, *(recovery(result) for result in results if result.kind == "planted")])
     report = trace.report()
     result = DemoResult(time.monotonic() - start, seed, Path(run.path), report, len(removed), selection, results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,8 @@ def _interval(ratio: float, n: int) -> tuple[float, float]:
     t, tail, root = ratio * math.sqrt(n), (1 - LEVEL) / 2, math.sqrt(n)
 
     def centre(p: float, low: float, high: float) -> float:
-        return float(brentq(lambda shift: nct.cdf(t, n - 1, shift) - p, low, high)) / root
+        found: Any = brentq(lambda shift: nct.cdf(t, n - 1, shift) - p, low, high)
+        return float(found) / root
 
     reach = 10 + 10 * t
     low = centre(1 - tail, 0.0, reach) if nct.cdf(t, n - 1, 0.0) > 1 - tail else 0.0

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from headwater.types import DataError, Finding
+from headwater.types import DataError, Finding, VerdictWord
 
 FORMAT = 1
 
@@ -163,14 +163,11 @@ class Trace(Record):
         return sorted(self.methods, key=lambda method: method.name != self.primary)
 
 
-VerdictStatus = Literal["supported", "weak", "contradicted", "unknown"]
-
-
 class QueryVerdict(Record):
     """Whether one query's trace can be believed; `findings` are the two or three that decided it."""
 
     query_id: str
-    status: VerdictStatus = "unknown"
+    status: VerdictWord = "unknown"
     probability: Number = None
     findings: list[Finding] = Field(default_factory=list)
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from headwater.report.numerals import fixed
-from headwater.report.schema import AuditRecord, Calibration, QueryVerdict, Trace, VerdictStatus
-from headwater.types import Finding, FindingStatus
+from headwater.report.schema import AuditRecord, Calibration, QueryVerdict, Trace
+from headwater.types import Finding, FindingStatus, VerdictWord
 
-STATUSES: tuple[VerdictStatus, ...] = ("supported", "weak", "contradicted", "unknown")
-MARKS: Mapping[VerdictStatus, FindingStatus] = {"supported": "ok", "weak": "warn", "contradicted": "fail", "unknown": "unknown"}
-MEANINGS: Mapping[VerdictStatus, str] = {
+STATUSES: tuple[VerdictWord, ...] = ("supported", "weak", "contradicted", "unknown")
+MARKS: Mapping[VerdictWord, FindingStatus] = {"supported": "ok", "weak": "warn", "contradicted": "fail", "unknown": "unknown"}
+MEANINGS: Mapping[VerdictWord, str] = {
     "supported": "Without these rows this output would very likely be less than half as likely as without as many random rows.",
     "weak": "Whether this output would be much less likely without these rows is not clear.",
     "contradicted": "Without these rows this output would very likely be nearly as likely as without as many random rows.",
@@ -46,7 +46,7 @@ def told(audit: AuditRecord | None, trace_name: str | None) -> Told:
     return Told({verdict.query_id: verdict for verdict in audit.verdicts})
 
 
-def counts(trace: Trace, said: Told) -> dict[VerdictStatus, int]:
+def counts(trace: Trace, said: Told) -> dict[VerdictWord, int]:
     """How many queries have each status, of those that any has."""
     found = Counter(said.of(query.id).status for query in trace.queries)
     return {status: found[status] for status in STATUSES if found[status]}
