@@ -28,6 +28,7 @@ from headwater.truth.retrain import measured
 from headwater.types import Example, Finding, Measure, UsageError
 
 FORWARD = 1 / 3  # of a training pass
+FEWEST = 5  # queries: with fewer, a cosine whose interval reaches 0 says nothing against the training
 
 
 @dataclass(frozen=True)
@@ -306,10 +307,10 @@ def projection_finding(move: Move, path: Path, slopes: Sequence[Slope], measure:
         f"trained weights; {_told(change, measure)} came."
     )
     known = {"value": along.value, "interval": along.interval, "n": along.n}
-    if along.interval is None:
-        return Finding(name, "unknown", because, **known, next_step="Trace more queries: one has no interval.")
-    if along.interval[0] > 0:
+    if along.interval is not None and along.interval[0] > 0:
         return Finding(name, "ok", because, **known)
+    if along.n < FEWEST:
+        return Finding(name, "unknown", f"{because} Undetermined.", **known, next_step=f"Trace {FEWEST} queries or more.")
     step = "Do not read the size of scores as a change of behaviour; hold them against removal (the removal check)."
     return Finding(name, "warn", f"{because} The parameters did not move along these behaviours.", **known, next_step=step)
 

@@ -21,6 +21,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 import headwater
 from headwater.api import Trace
 from headwater.atomic import write_atomically, write_json
+from headwater.audit import registry
 from headwater.audit.run import worst_first
 from headwater.auditing import audit
 from headwater.corpus import collate, load_corpus, read_queries
@@ -43,7 +44,8 @@ EXPERIMENT_NOTE = (
     "Precision counts planted rows; for the ordinary query, rows of its own task."
 )
 WRITTEN = ("base", "model", "run", "train.jsonl", "queries.jsonl", MARKER)
-AUDIT_MINUTES = 0.5
+AUDIT_MINUTES = 0.5  # enough for all that does not train again
+LEFT_OUT = ("solver",)  # the trace solves nothing: what solvers would do, and how much their damping weighs, is another question
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,9 @@ def run_demo(out: str | Path, *, seed: int = 0, cache: Path | None = None, scale
         QueryResult(query.id, query.kind, precision(trace, query, tasks), nats) for query, nats in zip(world.queries, measured, strict=True)
     )
     write_experiment(trace, results, tasks, n_removed=len(removed), selection=selection)
-    found = audit(run.path, base=out / "base", training=recipe.model_dump(), budget=scale.audit_minutes, seed=seed)
+    checks = [name for name in registry.names() if name not in LEFT_OUT]
+    known = {"base": out / "base", "training": recipe.model_dump()}
+    found = audit(run.path, **known, only=checks, budget=scale.audit_minutes, seed=seed)
     told = {verdict.query_id: verdict for verdict in found.verdicts}
     results = tuple(replace(one, verdict=told[one.id].status, probability=told[one.id].probability) for one in results)
     write_findings(trace, [*found.findings, *(recovery(result) for result in results if result.kind == "planted")])
