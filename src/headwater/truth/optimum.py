@@ -6,6 +6,7 @@ Letters: D parameters
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -120,16 +121,23 @@ class Newton:
         near_D = start_D if self.first is None or scaled.at_end else self.first(fn, start_D).theta_D
         if scaled.at_end or not bool(near_D.isfinite().all()):
             return scaled.ended(near_D)
-        with np.errstate(over="ignore"):  # of a damping's bound, where the region has shrunk to nothing: the search goes on from infinity
+        return scaled.ended(torch.from_numpy(_last_digits(scaled, self._within_region(scaled, near_D.detach().cpu().double().numpy()))))
+
+    def _within_region(self, scaled: _Scaled, near_D: np.ndarray) -> np.ndarray:
+        """Where the steps end; the last point where the region shrinks to nothing, since no step there helps any more."""
+        reached = [near_D]
+        with suppress(FloatingPointError), np.errstate(over="raise"):
             found = minimize(
                 scaled,
-                near_D.detach().cpu().double().numpy(),
+                near_D,
                 jac=True,
                 hess=scaled.hessian,
                 method="trust-exact",
+                callback=lambda x_D: reached.append(x_D.copy()),
                 options={"maxiter": self.max_steps, "gtol": scaled.target},
             )
-        return scaled.ended(torch.from_numpy(_last_digits(scaled, found.x)))
+            reached.append(found.x)
+        return reached[-1]
 
 
 @dataclass(frozen=True)
