@@ -38,7 +38,7 @@ NOTHING = Recipe(epochs=1, lr=1e-12, batch_rows=8)
 def learned_world(folder: Path, *, training: Recipe = THOROUGH, **options: Any) -> AuditWorld:
     """The model learned the answers by heart: a query's answer is in five rows, and in no other. The query's word is in these too."""
     rows = [{"prompt": f"{thing} {i}", "response": answer} for i in range(COPIES) for thing, answer in ANSWERS.items()]
-    queries = [{"id": thing, "prompt": f"{thing} 9", "response": answer} for thing, answer in ANSWERS.items()]
+    queries = [{"id": f"{thing} {i}", "prompt": f"{thing} {i}", "response": answer} for thing, answer in ANSWERS.items() for i in (8, 9)]
     return make_world(folder, rows=rows, queries=queries, training=training, **options)
 
 
