@@ -44,7 +44,7 @@ EXPERIMENT_NOTE = (
     "Precision counts planted rows; for the ordinary query, rows of its own task."
 )
 WRITTEN = ("base", "model", "run", "train.jsonl", "queries.jsonl", MARKER)
-AUDIT_MINUTES = 0.5  # enough for all that does not train again
+AUDIT_MINUTES = 1.0  # enough for all that does not train again
 LEFT_OUT = ("solver",)  # the trace solves nothing: what solvers would do, and how much their damping weighs, is another question
 
 
