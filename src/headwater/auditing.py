@@ -175,8 +175,7 @@ def open_subject(
 
 
 def _asked(run: api.Run, session: Session, name: str | None) -> Asked | None:
-    traces = {one.folder.name: one for one in run.traces()}
-    if not traces and name is None:
+    if name is None and not any((run.path / "scores").glob("*/trace.json")):
         return None
     found = run.newest() if name is None else api.read_trace(trace_folder(run.path, name))
     queries = api.encoded_queries(run.path, found.folder / "queries.jsonl", session)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -410,7 +411,10 @@ class Finding:
     next_step: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "interval": None if self.interval is None else list(self.interval)}
+        """What is no number (NaN, infinity) is null: JSON has no word for it."""
+        value = self.value if self.value is not None and math.isfinite(self.value) else None
+        known = self.interval is not None and all(map(math.isfinite, self.interval))
+        return {**asdict(self), "value": value, "interval": list(self.interval) if self.interval is not None and known else None}
 
 
 SUPPORTED, CONTRADICTED = 0.8, 0.2

@@ -112,6 +112,19 @@ def test_a_text_search_that_names_the_same_rows_fails(world_subject: Subject):
     assert found["controls: lexical"].value == 1.0
 
 
+def test_one_query_says_nothing_of_the_controls_and_leaves_no_nan_behind(world_subject: Subject):
+    """The lexical scores themselves, so that with more queries the control would fail."""
+    name = world_subject.asked.primary
+    lexical = world_subject.asked.scores["lexical"]
+    cut = {key: replace(one, values_QN=one.values_QN[:1], query_ids=one.query_ids[:1]) for key, one in world_subject.asked.scores.items()}
+    cut[name] = replace(cut[name], values_QN=lexical.values_QN[:1] * 0.5)
+    alone = replace(world_subject, trace=replace(world_subject.asked, scores=cut, queries=world_subject.asked.queries[:1]))
+    report = Controls()(alone)
+    assert {finding.status for finding in report.findings} == {"unknown"}
+    assert findings(report)["controls: lexical"].value == 1.0
+    assert all(finding.next_step for finding in report.findings)
+
+
 @pytest.mark.parametrize("name", ["length", "loss"])
 def test_a_score_that_is_little_more_than_a_size_fails(name: str, world_subject: Subject):
     size = world_subject.asked.scores[name].values_QN

@@ -23,6 +23,7 @@ from headwater.curvature import Fisher, LiSSAReleased
 from headwater.curvature.operators import spread
 from headwater.testing.toys import toy_rows
 from headwater.types import Finding, Solve, Source, State, UsageError
+from tests.audit_faults import Subtracted
 from tests.audit_world import AuditWorld
 
 SCORES = Path("../shared/data/paper/scores/llama-2-7b-chat")
@@ -101,21 +102,6 @@ def test_a_damping_that_drowns_the_curvature_fails_as_the_gradient(world: AuditW
     found = named(traced(world, "fisher", damping=effective_damping(5e-3, 1e7)), "solver: fisher")
     assert found.status == "fail"
     assert "times the mean eigenvalue" in found.because
-
-
-@dataclass(frozen=True)
-class Subtracted(Fisher):
-    """The planted fault: `(C - lambda)^-1 v`, by the same formula with the other sign."""
-
-    joint: bool = True
-    name = "subtracted"
-
-    def solve(self, state: State, source: Source, b_KD: Tensor) -> Solve:
-        rows_ND = torch.cat([rows_ND for _, rows_ND in source.blocks("gradient")]).double()
-        damping, b = -float(state["damping"][0]), b_KD.double()
-        middle_NN = rows_ND @ rows_ND.T + len(rows_ND) * damping * torch.eye(len(rows_ND), dtype=torch.float64)
-        x_KD = (b - torch.linalg.solve(middle_NN, rows_ND @ b.T).T @ rows_ND) / damping
-        return Solve(x_KD.to(b_KD), "closed_form")
 
 
 @dataclass(frozen=True)

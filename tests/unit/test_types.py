@@ -77,3 +77,9 @@ def test_the_last_prompt_position_is_before_the_first_target() -> None:
 
 def test_a_finding_is_plain_json() -> None:
     assert Finding("sketch", "ok", "small", value=0.1, interval=(0.0, 0.2), n=3).to_json()["interval"] == [0.0, 0.2]
+
+
+def test_what_is_no_number_is_null_in_a_findings_json():
+    found = Finding("a", "unknown", "b", value=float("nan"), interval=(0.0, float("inf"))).to_json()
+    assert (found["value"], found["interval"]) == (None, None)
+    assert Finding("a", "ok", "b", value=1.0, interval=(0.0, 2.0)).to_json()["interval"] == [0.0, 2.0]

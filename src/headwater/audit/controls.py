@@ -74,25 +74,19 @@ class Controls:
         figure, k = mean_figure(overlap, seed=subject.seed), subject.asked.k
         chance = k / max(len(subject.rows), 1)
         alone = _low(figure) > self.same
-        status: FindingStatus = ("fail" if name == "lexical" else "warn") if alone else "ok"
         because = f"Of the first {k} rows {name} names {figure.value:.0%} as well (by chance {chance:.0%})."
-        step = (
-            f"{name} alone answers this: what the gradients add has to be shown on queries that share no words with their causes."
-            if alone
-            else None
-        )
+        step = f"{name} alone answers this: what the gradients add has to be shown on queries that share no words with their causes."
         if subject.asked.primary == name:
-            return Finding(
-                f"controls: {name}", "unknown", f"{name} is the primary method of this trace.", next_step="Trace by a gradient method."
-            )
-        return Finding(f"controls: {name}", status, because, float(figure.value), None, figure.interval, figure.n, step)
+            why = f"{name} is the primary method of this trace."
+            return Finding(f"controls: {name}", "unknown", why, next_step="Trace by a gradient method.")
+        return _finding(name, figure, ("fail" if name == "lexical" else "warn") if alone else "ok", because, step)
 
     def _shape(self, subject: Subject, name: str) -> Finding:
         figure = mean_figure(_correlation_Q(subject.scores, control_scores(subject, name)), seed=subject.seed)
         sized = max(_low(figure), _low(Figure(-figure.value, _flipped(figure), figure.n, figure.over))) > self.size
         because = f"Rank correlation of the scores with {name}: {figure.value:.2f}."
-        step = "The score is little more than that: trace with a method that normalises (grad_cos, relatif)." if sized else None
-        return Finding(f"controls: {name}", "fail" if sized else "ok", because, float(figure.value), None, figure.interval, figure.n, step)
+        step = "The score is little more than that: trace with a method that normalises (grad_cos, relatif)."
+        return _finding(name, figure, "fail" if sized else "ok", because, step)
 
     def _randomised(self, subject: Subject) -> tuple[np.ndarray, Finding]:
         """[Q] the rank correlation with the scores under shuffled weights, and what it says."""
@@ -105,12 +99,20 @@ class Controls:
         figure = mean_figure(correlation_Q, seed=subject.seed)
         survives = _low(figure) > self.survives
         because = f"With every weight tensor shuffled, the ranking correlates {figure.value:.2f} with the trace's."
-        step = (
-            "The ranking does not depend on what was learned: believe nothing of it that a text search does not say." if survives else None
-        )
-        return correlation_Q, Finding(
-            "controls: randomised", "fail" if survives else "ok", because, float(figure.value), None, figure.interval, figure.n, step
-        )
+        step = "The ranking does not depend on what was learned: believe nothing of it that a text search does not say."
+        return correlation_Q, _finding("randomised", figure, "fail" if survives else "ok", because, step)
+
+
+def _finding(name: str, figure: Figure, status: FindingStatus, because: str, step: str) -> Finding:
+    """`unknown` where there is no interval: of one query the figure may be anything, of none it is undefined."""
+    if figure.interval is None:
+        told = because if figure.n else "No query of the trace ranks its rows."
+        few = "Trace more queries together: one has no interval."
+        value = float(figure.value) if figure.n else None
+        return Finding(f"controls: {name}", "unknown", told, value, n=figure.n, next_step=few)
+    return Finding(
+        f"controls: {name}", status, because, float(figure.value), None, figure.interval, figure.n, None if status == "ok" else step
+    )
 
 
 def control_scores(subject: Subject, name: str, **options: str | None) -> Scores:

@@ -61,12 +61,12 @@ def run_checks(subject: Subject, checks: Iterable[Check], *, budget_s: float | N
     """
     start = time.monotonic()
     pace_s = pass_seconds(subject) if budget_s is not None else 0.0
-    ordered = sorted(checks, key=lambda check: _passes(check, subject))
+    ordered = sorted(((check, _passes(check, subject)) for check in checks), key=lambda pair: pair[1])
     reports: dict[str, Report] = {}
     seconds: dict[str, float] = {}
     left_out: dict[str, str] = {}
-    for check in track(ordered, total=len(ordered), description="audit"):
-        spent_s, cost_s = time.monotonic() - start, _passes(check, subject) * pace_s
+    for check, passes in track(ordered, total=len(ordered), description="audit"):
+        spent_s, cost_s = time.monotonic() - start, passes * pace_s
         if budget_s is not None and spent_s + cost_s > budget_s:
             left_out[check.name] = f"about {cost_s:.0f} s, and {max(budget_s - spent_s, 0):.0f} s of the budget were left"
             minutes = (spent_s + cost_s) / 60

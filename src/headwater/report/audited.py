@@ -63,8 +63,10 @@ def _count_line(trace: Trace, said: Told) -> Markup:
 
 def _standing(trace: Trace, said: Told, findings: Sequence[Finding]) -> Markup:
     if said.any:
-        rows = f"removing the rows that {trace.primary} lists for a query"
-        return join(f"A verdict is the probability that {rows} changes its output more than removing as many at random.")
+        return join(
+            f"A verdict is the probability that, trained again without the rows that {trace.primary} lists for a query, the model would "
+            "give its output less than half the probability that it has without as many random rows."
+        )
     unknown = join(status("unknown", word="verdict unknown"), " ")
     if said.of_another:
         return join(
