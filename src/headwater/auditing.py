@@ -32,7 +32,7 @@ from headwater.model.session import Session
 from headwater.rank.export import trace_folder
 from headwater.rank.trace import check_index
 from headwater.recipe import IndexRecipe, ModelOptions
-from headwater.retraining import named_base
+from headwater.retraining import named_base, parsed_recipe
 from headwater.truth.trained import recipe_of
 from headwater.types import Example, Finding, HeadwaterError, UsageError, Verdict
 
@@ -167,7 +167,7 @@ def open_subject(
         trace=_asked(opened, session, trace),
         base=_base(recipe, session, base),
         validation=() if validation is None else api.encoded_queries(Path(run), validation, session),
-        training=_training(recipe) if training is None else training,
+        training=_training(recipe) if training is None else parsed_recipe(dict(training)).model_dump(),
         features=dict(features or {}),
         behaves=behaves,
         seed=seed,

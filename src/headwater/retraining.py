@@ -158,7 +158,7 @@ def _training(indexed: IndexRecipe, recipe: TruthRecipe) -> Recipe:
         if "lora" not in given and (lora := lora_of(adapter)) is not None:
             say(f"the recipe says nothing of adapters: LoRA as in {adapter}")
             given["lora"] = lora.model_dump()
-        return _parsed(given)
+        return parsed_recipe(given)
     folders = [Path(folder) for folder in (indexed.members.from_run, adapter) if folder]
     known = [folder for folder in folders if (folder / ARGUMENTS).is_file() or any(folder.glob(f"checkpoint-*/{ARGUMENTS}"))]
     if not known:
@@ -171,7 +171,7 @@ def _training(indexed: IndexRecipe, recipe: TruthRecipe) -> Recipe:
     return found
 
 
-def _parsed(values: dict[str, Any]) -> Recipe:
+def parsed_recipe(values: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

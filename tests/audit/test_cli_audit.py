@@ -190,3 +190,13 @@ def test_a_run_told_in_a_notebook_has_its_verdict(cli: Cli, run: Path) -> None:
 
     assert cli("audit", run, "--only", "rows", "--no-report")[0] == 0
     assert "Verdict: unknown" in load(run).newest()._repr_html_()
+
+
+def test_a_recipe_that_is_none_is_refused_before_anything_runs(cli: Cli, run: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("epochs: many\nlr: 0.1\n")
+    code, _, error = cli("audit", run, "--only", "hubs", "--recipe", recipe)
+    assert code == 2
+    assert "epochs" in error
+    assert "many" in error
+    assert not (run / "findings.jsonl").exists()
