@@ -3,9 +3,11 @@ import pytest
 import torch
 
 from headwater.demo import base as demo_base
-from headwater.demo.base import cache_folder, cache_key, packed, pretrain, pretrained
+from headwater.demo.base import cache_key, pretrain, pretrained
 from headwater.demo.world import make_world
 from headwater.model.tiny import tiny_tokenizer
+from headwater.truth import pretrained as kept
+from headwater.truth.pretrained import cache_folder, packed
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +80,9 @@ def test_a_failed_write_leaves_nothing(world, cached, monkeypatch):
     def full(path):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(demo_base, "checksums", full)
+    monkeypatch.setattr(kept, "checksums", full)
     with pytest.raises(OSError, match="No space"):
-        demo_base.write_cached(folder / "other", made)
+        kept.write_cached(folder / "other", made)
     assert [path.name for path in folder.iterdir()] == [f"demo-{cache_key(world)}"]
 
 
