@@ -58,7 +58,8 @@ PRESETS: dict[str, Model] = {
         name="llama-2-7b-chat", path="meta-llama/Llama-2-7b-chat-hf", chat_template=INSTRUCT, summary="the paper's first model, its recipe"
     ),
     "mistral-7b-instruct": Model(
-        name="mistral-7b-instruct", path="mistralai/Mistral-7B-Instruct-v0.3", chat_template=INSTRUCT, summary="the paper's second model, its recipe"
+        name="mistral-7b-instruct", path="mistralai/Mistral-7B-Instruct-v0.3", chat_template=INSTRUCT,
+        summary="the paper's second model, its recipe",
     ),
 }  # fmt: skip
 

@@ -10,8 +10,8 @@ from headwater.study.parts.part import Part
 from headwater.types import UsageError
 
 _HOMES = {
-    "lint": "Lint", "tables": "Tables", "ablation": "Ablation", "solver": "Solver", "epochs": "Epochs", "anti": "Anti", "truth": "Retraining",
-    "gaps": "Gaps", "behaviour": "Behaviour",
+    "lint": "Lint", "tables": "Tables", "ablation": "Ablation", "solver": "Solver", "epochs": "Epochs", "anti": "Anti",
+    "truth": "Retraining", "gaps": "Gaps", "behaviour": "Behaviour",
 }  # fmt: skip
 
 
