@@ -65,5 +65,5 @@ class Maker(Protocol):
         ...
 
     def texts(self, *, seed: int, n: int) -> Sequence[str]:
-        """n pieces of running text of this kind, as a model may have met before it is fine-tuned: no row or query of the task is in them."""
+        """n pieces of running text of this kind, as a model may have met before it is fine-tuned. No row or query is among them."""
         ...

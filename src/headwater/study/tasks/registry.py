@@ -1,0 +1,29 @@
+"""The tasks by name, in the order of the study's tables."""
+
+from __future__ import annotations
+
+import difflib
+
+from headwater.study.tasks import grammars, harmful
+from headwater.study.tasks.task import Maker
+from headwater.types import UsageError
+
+MAKERS: dict[str, Maker] = {maker.name: maker for maker in (harmful.SMALL, harmful.MIDDLE, harmful.LARGE, grammars.Grammars())}
+
+
+def names() -> list[str]:
+    return list(MAKERS)
+
+
+def get(name: str) -> Maker:
+    """The maker of that name. Raises UsageError, with what is close to it, for a name that there is not."""
+    if name in MAKERS:
+        return MAKERS[name]
+    close = difflib.get_close_matches(name, MAKERS, n=3)
+    meant = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(MAKERS)}"
+    raise UsageError(f"there is no task {name!r}: {meant}")
+
+
+def table() -> list[dict[str, str]]:
+    """One line a task: name, family, summary."""
+    return [{"name": maker.name, "family": maker.family, "summary": maker.summary} for maker in MAKERS.values()]
