@@ -270,6 +270,41 @@ def audit(
 
 
 @app.command()
+def study(
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The study's folder; what is in it already is not done again.")] = None,
+    tasks: Annotated[list[str] | None, typer.Option(help="These tasks only; commas or repeated.")] = None,
+    model: Annotated[str, typer.Option(help="A preset (see --list), a folder or a hub id.")] = "tiny",
+    data: Annotated[Path | None, typer.Option(help="A folder of the paper's released data, in place of the tasks that are made.")] = None,
+    text: Annotated[Path | None, typer.Option(help="Running text that the tiny model is pretrained on beside the tasks' own.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="So many seeds: other rows, another training.")] = 1,
+    parts: Annotated[list[str] | None, typer.Option(help="These parts only; commas or repeated.")] = None,
+    is_quick: Annotated[bool, typer.Option("--quick", help="Fewer rows and retrainings: some minutes.")] = False,
+    override: Annotated[list[str] | None, typer.Option("--set", help="A size by name: --set halves=64 (see --list).")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Worlds at a time; the machine's cores where not given.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Only list tasks, models, parts and sizes.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Ask whether influence functions work on a model: the paper's tasks, tables and causes, with controls, retraining and an answer."""
+    if list_:
+        _list_study(json_=json_)
+        return
+    if out is None:
+        _usage("where to? `headwater study --out DIR`, or `headwater study --list` for what there is")
+    from headwater.study.run import study as run_study
+
+    with _progress(quiet):
+        result = run_study(
+            out, task_names=_parts(tasks) or (), model=model, data=data, text=text, seeds=seeds, part_names=_parts(parts) or (),
+            is_quick=is_quick, processes=processes, **_sizes(override or ()),
+        )  # fmt: skip
+    if json_:
+        _print_json(result.to_json())
+    else:
+        typer.echo(f"{result}\nreport: {result.page}")
+
+
+@app.command()
 def repair(
     run: RunFolder,
     queries: Annotated[Path, typer.Option(help="A file of anchors: outputs to make more likely. They choose the rows.")],
@@ -650,6 +685,41 @@ def _list_checks(*, json_: bool) -> None:
     shown = Table("check", "needs", "what it measures", "source", box=None)
     for line in table():
         shown.add_row(line["name"], ", ".join(line["needs"]) or "nothing", line["summary"], line["reference"])
+    Console().print(shown)
+
+
+def _sizes(overrides: Sequence[str]) -> dict[str, float]:
+    """`name=number`, as --set takes them."""
+    found: dict[str, float] = {}
+    for override in overrides:
+        name, sign, value = override.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            sign = ""
+        if not sign:
+            _usage(f"--set {override!r}: expected name=number, for example halves=32")
+    return found
+
+
+def _list_study(*, json_: bool) -> None:
+    from headwater.study.run import listing
+
+    found = listing()
+    if json_:
+        _print_json(found)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    for what in ("tasks", "models", "parts"):
+        shown = Table(what, "", box=None)
+        for line in found[what]:
+            shown.add_row(line["name"], line["summary"])
+        Console().print(shown)
+    shown = Table("size", "default", "--quick", box=None)
+    for name, value in found["size"].items():
+        shown.add_row(name, f"{value:g}", f"{found['quick'][name]:g}")
     Console().print(shown)
 
 
