@@ -83,10 +83,15 @@ class World:
             differ = [name for name in settings if there.get(name) != settings[name]]
             raise IntegrityError(f"{self.folder} was begun with another {' and '.join(differ)}: choose another --out, or remove the folder")
         write_json(path, settings)
-        write_rows(self.rows_path, self.task.rows)
-        write_rows(self.queries_path, self.task.queries, prefix="query")
+        write_lines(self.rows_path, [asdict(row) for row in self.task.rows])
+        write_lines(self.queries_path, [self._query(q, row) for q, row in enumerate(self.task.queries)])
         for name, stage in (("train", self._train), ("index", self._index)):
             self._once(name, stage)
+
+    def _query(self, q: int, row: Row) -> dict[str, Any]:
+        """A classifier's query has a class to explain in place of a response."""
+        answer = {"label": row.variation} if self.model.task == "sequence-classification" else {"response": row.response}
+        return {"id": f"query-{q}", "prompt": row.prompt, **answer, "variation": row.variation}
 
     def _once(self, name: str, stage: Callable[[], None]) -> None:
         done, start = self.folder / "stages" / f"{name}.json", time.monotonic()
@@ -249,8 +254,7 @@ class World:
         return retrain(self.folder / "banks" / name, experiment, designs, seeds=seeds, processes=1, threads=1)
 
 
-def write_rows(path: Path, rows: Sequence[Row], *, prefix: str = "") -> None:
-    lines = [{**({"id": f"{prefix}-{i}"} if prefix else {}), **asdict(row)} for i, row in enumerate(rows)]
+def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
 
 
