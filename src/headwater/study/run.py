@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import platform
 import sys
@@ -18,6 +17,9 @@ from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
+from transformers.utils import logging
 
 from headwater.atomic import read_json, write_json
 from headwater.progress import quiet, say, track
@@ -61,7 +63,12 @@ class StudyResult:
     def __str__(self) -> str:
         empty = sum(cell["value"] is None for cell in self.record["cells"])
         lines = [f"{self.out}: {len(self.record['worlds'])} worlds, {len(self.record['cells'])} cells, {empty} of them empty"]
-        lines += [f"{one['task']} ({one['model']}): {one['text']}" for one in self.record["answers"]]
+        for one in self.record["answers"]:
+            lines += [
+                f"{one['task']} ({one['model']})",
+                *(f"  trust   {line}" for line in one["trust"]),
+                *(f"  beware  {line}" for line in one["beware"]),
+            ]
         return "\n".join([*lines, *(f"{one['verdict']:<17} {one['says']}" for one in self.record["claims"])])
 
 
@@ -89,6 +96,7 @@ def study(
     Raises UsageError for names or sizes that there are not, IntegrityError where `out` is of another study.
     """
     start, out = time.monotonic(), Path(out)
+    logging.disable_progress_bar()
     chosen = find(model) if isinstance(model, str) else model
     whole = _size(is_quick, size)
     named = list(part_names) or parts.names()
@@ -202,8 +210,7 @@ def _as_they_come(futures: Sequence[Future[None]], missing: Sequence[Path]) -> I
 
 def _begin() -> None:
     """Of a process: the models are small, and one thread of each is quickest."""
-    import torch
-
+    logging.disable_progress_bar()
     torch.set_num_threads(1)
 
 
@@ -266,7 +273,9 @@ def _record(out: Path, worlds: Sequence[World], named: Sequence[str], size: Size
         "python": platform.python_version(),
         "seconds": round(before + seconds, 1),
         "size": asdict(size),
-        "models": [asdict(model) | {"lora": model.lora.model_dump()} for model in {world.model.name: world.model for world in worlds}.values()],
+        "models": [
+            asdict(model) | {"lora": model.lora.model_dump()} for model in {world.model.name: world.model for world in worlds}.values()
+        ],
         "worlds": [_world_record(world, named, of_world, out) for world, of_world in zip(worlds, found, strict=True)],
         "cells": cells,
         "claims": [claim.to_json() for claim in claims(typed)],
@@ -302,4 +311,3 @@ def listing() -> dict[str, Any]:
 
     return {"tasks": list(tasks.table()), "models": list(model_table()), "parts": list(parts.table()), "size": asdict(Size()),
             "quick": asdict(QUICK)}  # fmt: skip
-

@@ -25,7 +25,7 @@ def make_trainer(
 
     `checkpoints` of them are written, evenly spaced; none where 0. `initial` keeps the weights before the first step as well.
     """
-    from transformers import Trainer, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
     session = load_session(base, task=model.task, dtype=model.dtype, revision=model.revision)
     steps = math.ceil(len(rows) / model.batch_rows)
@@ -37,7 +37,7 @@ def make_trainer(
         **saving,
     )  # fmt: skip
     torch.manual_seed(seed)
-    return Trainer(
+    trainer = Trainer(
         adapted(session, model),
         arguments,
         RowIdCollator(collator(session)),
@@ -45,6 +45,8 @@ def make_trainer(
         processing_class=session.tokenizer,
         callbacks=[HeadwaterCallback(initial_weights=initial)] if checkpoints else [],
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def adapted(session: Session, model: Model) -> Any:

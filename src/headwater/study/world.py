@@ -54,11 +54,11 @@ class Size:
     layers: int = 3  # of the tiny model, as are the next three
     hidden: int = 64
     vocabulary: int = 1024
-    pretraining_texts: int = 6000
+    pretraining_texts: int = 24000
     is_quick: bool = False
 
 
-QUICK = Size(share=0.4, queries=20, checkpoints=2, halves=8, retrainings=1, removals=1, epochs=0.5, pretraining_texts=2500, is_quick=True)
+QUICK = Size(share=0.4, queries=20, checkpoints=2, halves=8, retrainings=1, removals=1, epochs=0.5, pretraining_texts=6000, is_quick=True)
 
 
 @dataclass(eq=False)
@@ -219,12 +219,15 @@ class World:
 
     # ------------------------------------------------------------------------------------------------- scores and truth
 
-    def scores(self, method: str, *, at: Member | None = None, **options: Any) -> Scores:
-        """[Q, N] the scores of a method with these options, of the final model or at a checkpoint. Kept in the folder."""
-        name = f"{method}-{digest([options, None if at is None else at.name])}"
-        return kept(self.folder / "scores" / f"{name}.npz", lambda: self._score(method, at, options))
+    def scores(self, method: str, *, at: Member | None = None, first: int | None = None, **options: Any) -> Scores:
+        """[Q, N] the scores of a method with these options, of the final model or at a checkpoint. Kept in the folder.
 
-    def _score(self, name: str, at: Member | None, options: Mapping[str, Any]) -> Scores:
+        `first` so many queries only, spread evenly over all, for a method that needs the model for each.
+        """
+        name = f"{method}-{digest([options, None if at is None else at.name, first])}"
+        return kept(self.folder / "scores" / f"{name}.npz", lambda: self._score(method, at, first, options))
+
+    def _score(self, name: str, at: Member | None, first: int | None, options: Mapping[str, Any]) -> Scores:
         method = methods.get(name, **options)
         rows, queries = (self.index, self.asked) if at is None else self.at(at)
         if needs_model([method]):
@@ -232,6 +235,7 @@ class World:
                 raise UsageError(f"{name} needs the model, and a checkpoint has only what was stored")
             rows = open_live(self.index, self.session, [method])
             queries = LiveQueries(self.asked, rows.source, self.queries, self.measure)
+            queries = queries if first is None else queries.subset(spread(len(self.queries), first))
         state = method.fit(rows)
         if hasattr(method, "for_task"):
             state = method.for_task(state, rows, queries)  # type: ignore[attr-defined]
@@ -252,6 +256,11 @@ class World:
         """The bank `name`: the training repeated on each design with each seed, the queries measured after each. Kept in the folder."""
         experiment = Experiment(self.training, self.rows, self.queries, self.measure)
         return retrain(self.folder / "banks" / name, experiment, designs, seeds=seeds, processes=1, threads=1)
+
+
+def spread(n: int, wanted: int) -> np.ndarray:
+    """`wanted` of n places, evenly spaced, the first among them."""
+    return np.unique(np.linspace(0, n, min(wanted, n), endpoint=False).astype(int))
 
 
 def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from headwater.atomic import write_atomically
+from headwater.evaluate.classes import ClassLabels
 from headwater.study.base import encoder_folder
 from headwater.study.metrics import NAMES, class_figures
 from headwater.study.parts.part import Outcome, place
@@ -18,12 +19,14 @@ from headwater.types import HeadwaterError, Scores, UsageError
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with options. `paper` is its name in the paper, where it has one there; `variant` what tells it from another of its name."""
+    """A method with options. `variant` is what tells it from another of its name; `paper` its name in the paper, where it has one there;
+    `first` so many queries alone are scored, where each of them needs the model."""
 
     method: str
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     variant: str = ""
     paper: str = ""
+    first: int | None = None
 
 
 VARIANTS = (
@@ -39,7 +42,7 @@ VARIANTS = (
     Variant("fisher", {"damping": "100 * mean_eigenvalue"}, "damping=100"),
     Variant("ekfac", {"mode": "model"}),
     Variant("ekfac", {"mode": "model", "damping": "100 * mean_eigenvalue"}, "damping=100"),
-    Variant("ekfac_cg", {"mode": "model", "damping": "100 * mean_eigenvalue"}, "damping=100"),
+    Variant("ekfac_cg", {"mode": "model", "damping": "100 * mean_eigenvalue", "max_steps": 10}, "damping=100", first=10),
     Variant("tracin"),
     Variant("less"),
     Variant("trackstar"),
@@ -83,7 +86,7 @@ class Tables:
             except HeadwaterError as error:
                 cells += [here.missing(variant.method, metric, str(error), **named) for metric in NAMES]
                 continue
-            figures = class_figures(scores.values_QN, world.labels, world.k)
+            figures = class_figures(scores.values_QN, labels_of(world, scores), world.k)
             cells += [here.cell(variant.method, metric, figure, **named) for metric, figure in figures.items()]
             cells.append(here.cell(variant.method, "seconds", scores.provenance["seconds"], unit="s", **named))
             cells += [here.cell(variant.method, name, value, **named) for name, value in solved(scores)]
@@ -98,11 +101,17 @@ def scored(world: World, variant: Variant) -> Scores:
     if variant.method == "embedding":
         options["model"] = str(encoder_folder())
     try:
-        return world.scores(variant.method, **options)
+        return world.scores(variant.method, first=variant.first, **options)
     except ValueError as error:
         if isinstance(error, HeadwaterError):
             raise
         raise UsageError(f"{variant.method}: {error}") from error
+
+
+def labels_of(world: World, scores: Scores) -> ClassLabels:
+    """Those of the queries that are scored."""
+    places = {query.id: q for q, query in enumerate(world.queries)}
+    return replace(world.labels, query_Q=world.labels.query_Q[[places[name] for name in scores.query_ids]])
 
 
 def solved(scores: Scores) -> Iterator[tuple[str, float]]:
