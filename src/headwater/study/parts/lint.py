@@ -27,7 +27,7 @@ class Lint:
         here, tokenizer = place(self, world), world.session.tokenizer
         template = world.model.chat_template
 
-        def n_tokens(row) -> int:  # noqa: ANN001
+        def n_tokens(row) -> int:
             return len(tokenizer(row.prompt + " " + row.response)["input_ids"])
 
         findings = lint(world.task, n_tokens=n_tokens, max_length=world.model.max_length)
