@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -36,24 +36,23 @@ class Ablation:
     """Accuracy, cover, AUROC and hub share at every point of loss mask x score x preconditioner x layers, at the final model.
 
     Loss masks: see `loss_masks`; rows and queries are masked alike, and every gradient is that of a row's mean loss. The paper pads to 128
-    tokens: `padding` is the share of padding that its class tasks have so (59 to 78 %), and here the length of tasks but harmful and
-    backdoor ones, whose texts fill 128 tokens: these are padded to the longest row. Scores: `points.scored`. Preconditioners: those of
-    `example_space`, each within a weight tensor: none; the paper's damping alone (DataInf's, a tenth of the tensor's mean eigenvalue);
-    DataInf; the exact empirical Fisher matrix at each of `dampings`; EK-FAC of the model at the default damping, whose curvature is that of the summed
-    loss under the same mask. Layers: `points.values`.
+    tokens: `padding` is the share of padding that its class tasks have so (59 to 78 %), and decides the length here, but for harmful and
+    backdoor data, whose texts fill 128 tokens: these are padded to the longest row. Scores: `points.scored`. Preconditioners: those of
+    `example_space`, each within a weight tensor: none; the paper's damping alone (a tenth of the tensor's mean eigenvalue); DataInf with
+    it; the exact empirical Fisher matrix at each of `dampings`; EK-FAC of the model at the default damping, whose curvature is that of the
+    summed loss under the same mask. Layers: `points.values`; each alone for the plain dot product and cosine.
 
     Cells: method is the preconditioner, variant "mask=...; score=...; layers=..."; method "repsim", variant "model=...; text=...". Method
-    "explained": see `explained`. The paper's point is the Hessian-free dot product with everything counted (which is also what the released
-    LiSSA computes), the best practice the response alone, cosine, and the exact Fisher matrix at `damping`, which was chosen on another
-    world than any of a study: no choice here is made by what comes out. The three causes mend padding alone, hubs by their correction,
-    the solver by that Fisher matrix.
+    "explained": see `explained`. The paper's point is the Hessian-free dot product with everything counted, which is also what the released
+    LiSSA computes. The best practice is each choice's published mend: the response alone, cosine, the exact Fisher matrix, ranks by layer;
+    `damping` is that matrix's, chosen on a run outside of any study. Nothing here is chosen by what comes out.
 
     Cost: for each mask a pass over rows and queries, two more for EK-FAC, and N^2 D + N^3 a tensor.
     """
 
-    name: ClassVar[str] = "ablation"
-    summary: ClassVar[str] = "loss mask x score x preconditioner x layers, RepSim on base and tuned model, and what each choice explains"
-    reference: ClassVar[str] = "Li et al. 2024, section 4; Vitel and Chhabra 2025 (arXiv 2511.04715) for the layers"
+    name = "ablation"
+    summary = "loss mask x score x preconditioner x layers, RepSim on base and tuned model, and what each choice explains"
+    reference = "Li et al. 2024, section 4; Vitel and Chhabra 2025 (arXiv 2511.04715) for the layers"
 
     padding: float = 0.7
     dampings: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0)
@@ -90,7 +89,12 @@ class Ablation:
         ]
         rows = [*world.rows, *world.queries]
         facts = {"padded_length": padded, "padding_share": round(padding_share(rows, padded), 3), "points": len(table)}
-        return Outcome(cells, plots=[explained.figure(table, question)], seconds=time.monotonic() - start, facts=facts)
+        return Outcome(
+            cells,
+            plots=[explained.figure(table, question), explained.causes_figure(table, question)],
+            seconds=time.monotonic() - start,
+            facts=facts,
+        )
 
     # --------------------------------------------------------------------------------------------------------- the grid
 
@@ -128,8 +132,9 @@ class Ablation:
         mended = fisher_name(self.damping)
         return Question(
             paper=Point("none", "dot", "none"),
-            best=Point("prompt and padding", "cosine", mended),
-            causes={"padding": {"mask": "padding"}, "hubs": {"score": "hub-corrected"}, "solver": {"preconditioner": mended}},
+            best=Point("prompt and padding", "cosine", mended, "rank"),
+            unhubbed="hub-corrected",
+            solved=mended,
             ceiling=marks(world.labels.same_QN.astype(float), world.labels, world.k),
         )
 

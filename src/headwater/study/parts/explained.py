@@ -1,13 +1,13 @@
 """How much of the gradient methods' failure each choice explains, from the table of the ablation. Q queries
 
-A failure is what lacks to the score of one who knows the class: 1 for accuracy, the most that k places can hold for cover. Every difference is
-paired by query, with a bootstrap over queries.
+A failure is what lacks to the score of one who knows the class: 1 for accuracy, the most that k places can hold for cover. Every difference
+is paired by query, with a bootstrap over queries.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -16,21 +16,32 @@ import numpy as np
 from headwater.audit.check import Plot, Series
 from headwater.evaluate.figure import Figure, mean_figure, percentiles, weights
 from headwater.study.cells import Cell, Place
-from headwater.study.parts.points import METRICS, Marks, Point, Table, mean_difference, variant
+from headwater.study.parts.points import METRICS, Marks, Point, Score, Table, mean_difference, variant
 
 MENDED, PUT_BACK = "one mended", "one put back"
 METHOD = "explained"
 SHOWN = ("accuracy", "cover")
+CAUSES = ("padding", "prompt", "hubs", "solver")
 
 
 @dataclass(frozen=True)
 class Question:
-    """From the paper's point to the best practice; `causes` are three single changes of the paper's point, `ceiling` the class itself."""
+    """From the paper's point, where everything counts, to the best practice; `ceiling` is what the class itself has.
+
+    The causes are mended by masking ("prompt", "padding"), by the score `unhubbed` and by the preconditioner `solved`.
+    """
 
     paper: Point
     best: Point
-    causes: Mapping[str, Mapping[str, str]]
+    unhubbed: Score
+    solved: str
     ceiling: Marks
+
+    def mended(self, causes: Collection[str]) -> Point:
+        """The paper's point with these of `CAUSES` mended."""
+        masks = " and ".join(name for name in ("prompt", "padding") if name in causes)
+        found = {"mask": masks, "score": "hubs" in causes and self.unhubbed, "preconditioner": "solver" in causes and self.solved}
+        return self.paper.but(**{kind: value for kind, value in found.items() if value})
 
 
 # ---------------------------------------------------------------------------------------------------------- one changed
@@ -88,7 +99,7 @@ def _series(name: str, names: list[str], figures: list[Figure | None]) -> Series
 
 
 def causes(here: Place, table: Table, question: Question) -> Iterator[Cell]:
-    """What padding, hubs and the solver explain, in points and as shares of the failure; and what remains with all three mended.
+    """What padding and prompt in the loss, hubs and the solver explain, in points and as shares; and what remains with all four mended.
 
     "points" are Shapley values: what mending a cause adds, mean over all orders in which the causes can be mended, so that they add up to
     what mending all adds ("cause=all") and with "cause=remaining" to the whole failure ("cause=failure"). Where causes interact, "points
@@ -97,7 +108,7 @@ def causes(here: Place, table: Table, question: Question) -> Iterator[Cell]:
     """
     for metric in METRICS:
         failure_Q = _lacking(table[question.paper], question.ceiling, metric)
-        gains = {name: gains_of(name, table, question, metric) for name in question.causes}
+        gains = {name: gains_of(name, table, question, metric) for name in CAUSES}
         all_Q = np.sum([one.mean_Q for one in gains.values()], axis=0)
         for name, one in gains.items():
             named = f"cause={name}"
@@ -122,14 +133,13 @@ class Gains:
 
 def gains_of(name: str, table: Table, question: Question, metric: str) -> Gains:
     def worth_Q(mended: frozenset[str]) -> np.ndarray:
-        changes = {kind: value for cause in mended for kind, value in question.causes[cause].items()}
-        return table[question.paper.but(**changes)].by_query[metric]
+        return table[question.mended(mended)].by_query[metric]
 
     def gain_Q(before: frozenset[str]) -> np.ndarray:
         return worth_Q(before | {name}) - worth_Q(before)
 
-    orders = [frozenset(order[: order.index(name)]) for order in permutations(question.causes)]
-    return Gains(gain_Q(frozenset()), gain_Q(frozenset(question.causes) - {name}), np.mean([gain_Q(before) for before in orders], axis=0))
+    orders = [frozenset(order[: order.index(name)]) for order in permutations(CAUSES)]
+    return Gains(gain_Q(frozenset()), gain_Q(frozenset(CAUSES) - {name}), np.mean([gain_Q(before) for before in orders], axis=0))
 
 
 def share_figure(part_Q: np.ndarray, whole_Q: np.ndarray) -> Figure:
@@ -149,3 +159,17 @@ def share_figure(part_Q: np.ndarray, whole_Q: np.ndarray) -> Figure:
 
 def _lacking(marks: Marks, ceiling: Marks, metric: str) -> np.ndarray:
     return ceiling.by_query[metric] - marks.by_query[metric]
+
+
+def causes_figure(table: Table, question: Question) -> Plot:
+    """Bars of the points (accuracy and cover) that each cause explains, and of what remains."""
+    series = []
+    for metric in SHOWN:
+        gains = [gains_of(name, table, question, metric).mean_Q for name in CAUSES]
+        remaining_Q = _lacking(table[question.mended(CAUSES)], question.ceiling, metric)
+        series.append(_series(metric, [*CAUSES, "remaining"], [mean_figure(part_Q) for part_Q in [*gains, remaining_Q]]))
+    note = (
+        "What mending a cause adds, mean over all orders of mending them: the bars add up to the whole failure. "
+        f"Prompt and padding: masked in the loss; hubs: {question.unhubbed} scores; solver: {question.solved}."
+    )
+    return Plot("What the gradient methods' failure is made of", "cause", "of the class's own score", series, kind="bar", note=note)

@@ -1,4 +1,7 @@
-"""A point of the ablation: one choice of each kind, what it is called in a cell, and what a query has there. Q queries · N rows · L layers"""
+"""A point of the ablation: one choice of each kind, what it is called in a cell, and what a query has there.
+
+Q queries · N rows · L layers
+"""
 
 from __future__ import annotations
 
