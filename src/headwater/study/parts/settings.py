@@ -1,17 +1,20 @@
-"""A method with its options as a part tries it, and the bank of halves that several parts hold methods against.
+"""What several parts share: a method with its options as it is tried, the bank of halves, and figures read and drawn.
 
 D designs (halves) · S seeds · Q queries · N training rows
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from headwater.audit.check import Series
 from headwater.evaluate.agreement import Table
+from headwater.evaluate.figure import Figure
 from headwater.evaluate.lds import matched, tables
 from headwater.study.world import World
 from headwater.truth.design import subsets
@@ -73,3 +76,19 @@ def lds_table(scores: Scores, truth: Truth) -> Table:
     """Spearman's correlation over the designs, for each query of the world, with its pseudo-values (Park et al. 2023)."""
     scores, truth = matched(scores, truth)
     return tables(scores, truth, np.arange(len(truth.kept_DN)))["spearman"]
+
+
+# ------------------------------------------------------------------------------------------------- figures, read and drawn
+
+
+def beyond(figure: Figure, level: float) -> bool | None:
+    """Whether the whole interval lies above the level (True) or below it (False)."""
+    if figure.interval is None or not all(map(math.isfinite, figure.interval)):
+        return None
+    low, high = figure.interval
+    return True if low > level else False if high < level else None
+
+
+def bars(name: str, names: Sequence[str], figures: Sequence[Figure]) -> Series:
+    low, high = ([None if figure.interval is None else figure.interval[side] for figure in figures] for side in (0, 1))
+    return Series(name, list(names), [figure.value if math.isfinite(figure.value) else None for figure in figures], low, high)

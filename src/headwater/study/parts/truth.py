@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headwater.audit.check import Plot, Series
+from headwater.audit.check import Plot
 from headwater.evaluate.agreement import FEWEST
 from headwater.evaluate.classes import ClassLabels, accuracy
 from headwater.evaluate.figure import Figure, mean_figure
@@ -24,6 +24,8 @@ from headwater.study.parts.part import Outcome, place
 from headwater.study.parts.settings import (
     CLASS_ALONE,
     Setting,
+    bars,
+    beyond,
     fisher,
     halves,
     joined,
@@ -114,14 +116,6 @@ class Compared:
         return beyond(self.lds, 0.0)
 
 
-def beyond(figure: Figure, level: float) -> bool | None:
-    """Whether the whole interval lies above the level (True) or below it (False)."""
-    if figure.interval is None or not all(map(math.isfinite, figure.interval)):
-        return None
-    low, high = figure.interval
-    return True if low > level else False if high < level else None
-
-
 @dataclass(frozen=True)
 class Comparison:
     methods: Sequence[Compared]
@@ -198,11 +192,6 @@ def finding(one: Compared, table: Comparison, removals: Removals) -> Finding:
     return Finding(name, "warn", because, **facts, next_step=step)
 
 
-def bars(name: str, names: Sequence[str], figures: Sequence[Figure]) -> Series:
-    low, high = ([None if figure.interval is None else figure.interval[side] for figure in figures] for side in (0, 1))
-    return Series(name, list(names), [figure.value if math.isfinite(figure.value) else None for figure in figures], low, high)
-
-
 # ---------------------------------------------------------------------------------------------------------- removals
 
 
@@ -259,7 +248,7 @@ class Removals:
         return mean_figure(np.array([self.by_method(tried, q) - self.by_chance(q).mean() for q in self.asked]))
 
     def told(self, tried: Setting) -> str:
-        if all(str(tried) != str(one) for one in self.removed) or str(tried) in self.failed:
+        if str(tried) not in map(str, self.removed) or str(tried) in self.failed:
             return ""
         unit = f" {self.unit}" if self.unit else ""
         return f" Without its first {self.k} rows the measure changes by {self.beyond_random(tried)}{unit} from random removals."
