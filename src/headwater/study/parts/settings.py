@@ -72,6 +72,11 @@ def training_seeds(world: World, n: int) -> range:
     return range(1000 * world.seed, 1000 * world.seed + n)
 
 
+def k_removed(world: World) -> int:
+    """The paper's c, but at most a tenth of the rows: a removal that takes more is of a class, not of the first rows."""
+    return max(1, min(world.k, len(world.rows) // 10))
+
+
 def lds_table(scores: Scores, truth: Truth) -> Table:
     """Spearman's correlation over the designs, for each query of the world, with its pseudo-values (Park et al. 2023)."""
     scores, truth = matched(scores, truth)

@@ -29,6 +29,7 @@ from headwater.study.parts.settings import (
     fisher,
     halves,
     joined,
+    k_removed,
     lds_table,
     scores_or_why_not,
     setting,
@@ -48,7 +49,6 @@ LDS, LESS, ACCURACY = "lds", "lds less same class", "accuracy"
 CHANGE = "change when its first k are removed"
 STANDARDISED, BEYOND = f"standardised {CHANGE}", f"{CHANGE}, less random"
 WITHOUT_CLASS, SPREAD = "change when its class is left out", "spread over seeds"
-SHARE = 0.1  # of the rows: a removal that takes more is of a class, not of the first rows
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class Removals:
     @staticmethod
     def of(world: World, part: Retraining) -> Removals:
         n_rows, seeds = len(world.rows), training_seeds(world, part.seeds)
-        asked, k = one_of_each(world.labels, world.size.removals), max(1, min(world.k, int(SHARE * n_rows)))
+        asked, k = one_of_each(world.labels, world.size.removals), k_removed(world)
         found = {str(tried): scores_or_why_not(world, tried) for tried in part.removed}
         scores = {name: one for name, one in found.items() if not isinstance(one, str)}
         designs = all_rows(n_rows) + without_random(n_rows, k, draws=part.draws, seed=world.seed)
