@@ -20,7 +20,7 @@ from headwater.evaluate.ranking import Ranking
 from headwater.evaluate.two_way import two_way_figure
 from headwater.study.cells import Cell, Place
 from headwater.study.parts.part import Outcome, place
-from headwater.study.parts.settings import Setting, fisher, halves, joined, lds_table, scores_or_why_not, setting
+from headwater.study.parts.settings import Setting, drawn_line, fisher, halves, joined, lds_table, scores_or_why_not, setting
 from headwater.study.world import World
 from headwater.types import Finding, Member, Scores, Truth
 
@@ -216,16 +216,11 @@ def plot(courses: Sequence[Course], metric: str) -> Plot:
 
 
 def line(name: str, points: Sequence[At], metric: str) -> Series:
-    return series(name, [(one.epoch, one.figures[metric]) for one in points])
+    return drawn_line(name, [(one.epoch, one.figures[metric]) for one in points])
 
 
 def loss_plot(losses: Sequence[Losses]) -> Plot:
-    drawn = [series(ROWS, [(one.epoch, one.rows) for one in losses]), series(QUERIES, [(one.epoch, one.queries) for one in losses])]
+    drawn = [drawn_line(ROWS, [(one.epoch, one.rows) for one in losses]), drawn_line(QUERIES, [(one.epoch, one.queries) for one in losses])]
     metric = losses[0].metric
     note = "The queries were not trained on." if metric == LOSS else f"The queries' line is their {metric}."
     return Plot("Losses along the epochs", "epoch", "nats a target", drawn, note=note)
-
-
-def series(name: str, figures: Sequence[tuple[float, Figure]]) -> Series:
-    low, high = ([None if one.interval is None else one.interval[side] for _, one in figures] for side in (0, 1))
-    return Series(name, [x for x, _ in figures], [one.value if math.isfinite(one.value) else None for _, one in figures], low, high)

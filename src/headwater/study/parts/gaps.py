@@ -24,6 +24,7 @@ from headwater.truth.trained import recipe_of
 from headwater.types import Finding
 
 GAP, EFFECT, SHARE = "gap", "effect", "share of the effect"
+FISHER = Setting("fisher")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Gaps:
     summary = "retraining against the estimate as a sum of five gaps: another question, or a wrong estimator? (small tasks)"
     reference = "Bae et al. 2022"
 
-    tried: Setting = Setting("fisher")
+    tried: Setting = FISHER
     rows: int = 100
     removals: int = 2
     queries: int = 8

@@ -95,5 +95,14 @@ def beyond(figure: Figure, level: float) -> bool | None:
 
 
 def bars(name: str, names: Sequence[str], figures: Sequence[Figure]) -> Series:
+    return Series(name, list(names), *_drawn(figures))
+
+
+def drawn_line(name: str, points: Sequence[tuple[float, Figure]]) -> Series:
+    return Series(name, [x for x, _ in points], *_drawn([figure for _, figure in points]))
+
+
+def _drawn(figures: Sequence[Figure]) -> tuple[list[float | None], list[float | None], list[float | None]]:
+    """Values, lower ends, upper ends."""
     low, high = ([None if figure.interval is None else figure.interval[side] for figure in figures] for side in (0, 1))
-    return Series(name, list(names), [figure.value if math.isfinite(figure.value) else None for figure in figures], low, high)
+    return [figure.value if math.isfinite(figure.value) else None for figure in figures], low, high
