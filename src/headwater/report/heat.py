@@ -72,7 +72,7 @@ def _figure(name: str, values_QN: np.ndarray, heat: Heat, *, id: str) -> Markup:
         lettering("training rows", x=px((LEFT + RIGHT) / 2), y=px(bottom + 30), text_anchor="middle", class_="label"),
         width=WIDTH,
     )
-    return el("figure", el("h4", foreign(name)), drawn, class_="plot heat")
+    return el("figure", el("h3", foreign(name)), drawn, class_="plot heat")
 
 
 def _borders(class_N: np.ndarray, classes: Sequence[str], *, across: bool) -> list[Markup]:

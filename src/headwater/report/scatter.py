@@ -50,7 +50,7 @@ def scatter(
         *(_dot(dot, x, y, groups.index(dot.group)) for dot in dots), *_labels(dots, levels, x, y), width=WIDTH,
     )  # fmt: skip
     keys = el("p", *(_key(k, group) for k, group in enumerate(groups)), el("span", "Bars are intervals."), class_="legend plot-legend")
-    return el("figure", el("h4", foreign(title)), drawn, keys, el("p", note, class_="quiet") if note else None, class_="plot wide")
+    return el("figure", el("h3", foreign(title)), drawn, keys, el("p", note, class_="quiet") if note else None, class_="plot wide")
 
 
 def _reach(figure: Figure) -> tuple[float, ...]:

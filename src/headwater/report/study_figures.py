@@ -52,8 +52,8 @@ def class_and_cause(chapter: Chapter, *, id: str) -> Markup | None:
     levels = [Level(LEVELS[one.method], one.figure) for one in lds if one.method in LEVELS and one.figure]
     note = (
         "Across: the share of queries whose first row is of their class. Up: how well the scores say what training on other rows does "
-        "(LDS). A method far to the right and low is right about the class and wrong about the cause. Dashed, with their intervals: what noise "
-        "lets any method reach, and what knowing the class alone is worth."
+        "(LDS). A method far to the right and low is right about the class and wrong about the cause. Dashed, with their intervals: what "
+        "noise lets any method reach, and what knowing the class alone is worth."
     )
     return scatter("Right class, right cause", dots, levels, id=id, x_label="accuracy (class)", y_label="LDS (cause)", note=note)
 
@@ -162,7 +162,7 @@ def choices_figure(chapter: Chapter, metric: str, *, id: str) -> Markup | None:
     title = f"{metric_name(metric)} by each choice"
     drawn = drawing(id, bottom + 26, title, told, *children, width=RIGHT)
     note = f"A dot is one point of the grid ({len(grid)} of them); the tick is the mean over all the other choices."
-    return el("figure", el("h4", foreign(title)), drawn, el("p", note, class_="quiet"), class_="plot wide choices")
+    return el("figure", el("h3", foreign(title)), drawn, el("p", note, class_="quiet"), class_="plot wide choices")
 
 
 def by_option(grid: Sequence[Pooled], kind: str) -> dict[str, list[float]]:
