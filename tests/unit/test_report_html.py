@@ -134,7 +134,7 @@ def test_no_inline_style_that_the_policy_would_block(elements: Elements) -> None
 
 
 def test_the_script_never_parses_text_as_markup() -> None:
-    script = resources.files("headwater.report").joinpath("assets", "page.js").read_text()
+    script = "".join(resources.files("headwater.report").joinpath("assets", name).read_text() for name in ("theme.js", "page.js"))
     for door in (
         "innerHTML",
         "outerHTML",

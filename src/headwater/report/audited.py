@@ -156,8 +156,6 @@ def findings_section(findings: Sequence[Finding], said: Told, audit: AuditRecord
     """Each check with its findings, the worst first."""
     if not findings:
         return None
-    groups = grouped(findings)
-    seconds = audit.seconds if audit else {}
     notice = None
     if said.of_another:
         about = (
@@ -170,10 +168,14 @@ def findings_section(findings: Sequence[Finding], said: Told, audit: AuditRecord
         "findings",
         "What was measured",
         notice,
-        el("div", *(_check(name, group, seconds.get(name)) for name, group in groups.items()), class_="checks"),
+        checks(findings, audit.seconds if audit else {}),
         el("p", _when(audit), class_="quiet") if audit and audit.created else None,
         note=_tally(findings),
     )
+
+
+def checks(findings: Sequence[Finding], seconds: Mapping[str, float | None]) -> Markup:
+    return el("div", *(_check(name, group, seconds.get(name)) for name, group in grouped(findings).items()), class_="checks")
 
 
 def grouped(findings: Iterable[Finding]) -> dict[str, list[Finding]]:

@@ -34,7 +34,7 @@ def write_report(run: Path, *, trace: str | None = None, out: Path | None = None
     found = read_artefacts(run, trace=trace)
     files = {"corpus": found.corpus, "run": found.run, "index": found.index, "audit": found.audit}
     page = render(found.trace, findings=found.findings, name=found.name, trace_name=found.trace_name, **files)
-    return _write_atomically(out or run / "report.html", page)
+    return write_page(out or run / "report.html", page)
 
 
 def render(
@@ -54,8 +54,8 @@ def render(
     """
     checked, audited = parse_trace(trace), None if audit is None else parse_audit(audit)
     said = told(audited, trace_name)
-    css, js = _asset("page.css"), _asset("page.js")
-    return Template(_asset("page.html")).substitute(
+    css, js = asset("page.css"), asset("theme.js") + asset("page.js")
+    return Template(asset("page.html")).substitute(
         csp=content_security_policy(css=css, js=js),
         title=join(f"{legible(checked.model)}: trace"),
         css=css,
@@ -91,11 +91,11 @@ def _hash(content: str) -> str:
     return f"sha256-{b64encode(hashlib.sha256(content.encode()).digest()).decode()}"
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
     return resources.files("headwater.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
-def _write_atomically(path: Path, content: str) -> Path:
+def write_page(path: Path, content: str) -> Path:
     if not path.parent.is_dir():
         raise UsageError(f"cannot write {path}: {path.parent} is not a folder. Make it, or name a file in one that is there.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -59,22 +59,22 @@ def figure(plot: PlotRecord, *, id: str) -> Markup:
     )
 
 
-def _svg(id: str, height: float, title: str, description: str, *children: object) -> Markup:
-    names = (_title(title, id=f"{id}-title"), el("desc", legible(description), id=f"{id}-desc"))
-    box = {"viewBox": f"0 0 {WIDTH:g} {height:g}", "role": "img", "aria_labelledby": f"{id}-title", "aria_describedby": f"{id}-desc"}
+def drawing(id: str, height: float, title: str, description: str, *children: object, width: float = WIDTH) -> Markup:
+    names = (tooltip(title, id=f"{id}-title"), el("desc", legible(description), id=f"{id}-desc"))
+    box = {"viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria_labelledby": f"{id}-title", "aria_describedby": f"{id}-desc"}
     return el("svg", *names, *children, **box)
 
 
-def _text(content: str, *, told: str | None = None, **attributes: object) -> Markup:
+def lettering(content: str, *, told: str | None = None, **attributes: object) -> Markup:
     """Hidden characters become plain text here: the mark that stands for them elsewhere would end an SVG."""
-    return el("text", legible(content), _title(told) if told else None, **attributes)
+    return el("text", legible(content), tooltip(told) if told else None, **attributes)
 
 
-def _short(content: str, length: int) -> str:
+def shortened(content: str, length: int) -> str:
     return excerpt(legible(content), length)
 
 
-def _title(content: str, **attributes: object) -> Markup:
+def tooltip(content: str, **attributes: object) -> Markup:
     return el("title", legible(content), **attributes)
 
 
@@ -91,7 +91,7 @@ def _lines(plot: PlotRecord, id: str) -> Markup | None:
     y = fit(_reach(points), BOTTOM, TOP, zero=True, pad=0.06)
     ticks = _name_ticks(names) if names else x.ticks()
     marks = [_line(line, x, y, number_of, plot.series[number_of].name) for number_of, line in enumerate(series)]
-    return _svg(id, HEIGHT, plot.title, _description(plot, series), *_frame(x, y, ticks, plot.x, plot.y), *marks)
+    return drawing(id, HEIGHT, plot.title, _description(plot, series), *draw_frame(x, y, ticks, plot.x, plot.y), *marks)
 
 
 def _names(plot: PlotRecord) -> list[str]:
@@ -123,19 +123,19 @@ def _reach(points: Sequence[Point]) -> list[float]:
 
 def _name_ticks(names: Sequence[str]) -> list[tuple[float, str]]:
     every = math.ceil(len(names) / 6)
-    return [(float(k), _short(name, 12)) for k, name in enumerate(names) if k % every == 0]
+    return [(float(k), shortened(name, 12)) for k, name in enumerate(names) if k % every == 0]
 
 
-def _frame(x: Axis, y: Axis, ticks: Sequence[tuple[float, str]], x_label: str, y_label: str) -> Iterator[Markup]:
+def draw_frame(x: Axis, y: Axis, ticks: Sequence[tuple[float, str]], x_label: str, y_label: str) -> Iterator[Markup]:
     for value, written in y.ticks():
-        yield el("line", x1=_at(LEFT), x2=_at(RIGHT), y1=_at(y.at(value)), y2=_at(y.at(value)), class_="zero" if value == 0 else "grid")
-        yield _text(written, x=_at(LEFT - 7), y=_at(y.at(value) + 4), text_anchor="end", class_="tick tick-y", data_value=value)
+        yield el("line", x1=px(x.start), x2=px(x.end), y1=px(y.at(value)), y2=px(y.at(value)), class_="zero" if value == 0 else "grid")
+        yield lettering(written, x=px(x.start - 7), y=px(y.at(value) + 4), text_anchor="end", class_="tick tick-y", data_value=value)
     for value, written in ticks:
-        yield el("line", x1=_at(x.at(value)), x2=_at(x.at(value)), y1=_at(BOTTOM), y2=_at(BOTTOM + 4), class_="tick-mark")
-        yield _text(written, x=_at(x.at(value)), y=_at(BOTTOM + 18), text_anchor="middle", class_="tick tick-x", data_value=value)
-    yield el("line", x1=_at(LEFT), x2=_at(RIGHT), y1=_at(BOTTOM), y2=_at(BOTTOM), class_="frame")
-    yield _text(_short(y_label, 56), x=_at(4), y=_at(14), class_="label")
-    yield _text(_short(x_label, 56), x=_at((LEFT + RIGHT) / 2), y=_at(BOTTOM + 38), text_anchor="middle", class_="label")
+        yield el("line", x1=px(x.at(value)), x2=px(x.at(value)), y1=px(y.start), y2=px(y.start + 4), class_="tick-mark")
+        yield lettering(written, x=px(x.at(value)), y=px(y.start + 18), text_anchor="middle", class_="tick tick-x", data_value=value)
+    yield el("line", x1=px(x.start), x2=px(x.end), y1=px(y.start), y2=px(y.start), class_="frame")
+    yield lettering(shortened(y_label, 56), x=px(4), y=px(14), class_="label")
+    yield lettering(shortened(x_label, 56), x=px((x.start + x.end) / 2), y=px(y.start + 38), text_anchor="middle", class_="label")
 
 
 def _line(points: Sequence[Point | None], x: Axis, y: Axis, number_of: int, name: str) -> Markup:
@@ -147,8 +147,8 @@ def _line(points: Sequence[Point | None], x: Axis, y: Axis, number_of: int, name
         "g",
         *(_band(run, x, y) for run in runs if len(run) > 1),
         *whole,
-        *(_whisker(x.at(p.at), y.at(p.span[0]), y.at(p.span[1])) for run in runs if len(run) == 1 for p in run if p.span),
-        *(_mark(x.at(p.at), y.at(p.y), number_of, _told(name, p)) for p in lone),
+        *(draw_whisker(x.at(p.at), y.at(p.span[0]), y.at(p.span[1])) for run in runs if len(run) == 1 for p in run if p.span),
+        *(draw_mark(x.at(p.at), y.at(p.y), number_of, _told(name, p)) for p in lone),
         class_=f"series series-{number_of % STYLES}",
     )
 
@@ -160,8 +160,8 @@ def _band(run: Sequence[Point], x: Axis, y: Axis) -> Markup | None:
     return el("polygon", points=_path(outline), class_="band") if len(there) > 1 else None
 
 
-def _whisker(at: float, low: float, high: float) -> Markup:
-    return el("path", d=f"M{_at(at)} {_at(low)}V{_at(high)}M{_at(at - 4)} {_at(low)}h8M{_at(at - 4)} {_at(high)}h8", class_="whisker")
+def draw_whisker(at: float, low: float, high: float) -> Markup:
+    return el("path", d=f"M{px(at)} {px(low)}V{px(high)}M{px(at - 4)} {px(low)}h8M{px(at - 4)} {px(high)}h8", class_="whisker")
 
 
 SHAPES = (  # of 6 to 7 units around the origin: differ without colour
@@ -174,8 +174,8 @@ SHAPES = (  # of 6 to 7 units around the origin: differ without colour
 )
 
 
-def _mark(x: float, y: float, number_of: int, told: str) -> Markup:
-    return el("path", _title(told), d=SHAPES[number_of % STYLES], transform=f"translate({_at(x)} {_at(y)})", class_="mark")
+def draw_mark(x: float, y: float, number_of: int, told: str) -> Markup:
+    return el("path", tooltip(told), d=SHAPES[number_of % STYLES], transform=f"translate({px(x)} {px(y)})", class_="mark")
 
 
 def _told(name: str, point: Point) -> str:
@@ -201,9 +201,9 @@ def _bars(plot: PlotRecord, id: str) -> Markup | None:
     children = [
         *_bar_frame(value, shown, group, bottom, plot),
         *(_bar_series(line, value, k, group, plot.series[k].name) for k, line in enumerate(series)),
-        _text(left_out, x=_at(4), y=_at(bottom + 38), class_="label") if left_out else None,
+        lettering(left_out, x=px(4), y=px(bottom + 38), class_="label") if left_out else None,
     ]
-    return _svg(id, bottom + (44 if left_out else 22), plot.title, _description(plot, series), *children)
+    return drawing(id, bottom + (44 if left_out else 22), plot.title, _description(plot, series), *children)
 
 
 def _at_name(point: Point, names: Sequence[str]) -> Point:
@@ -212,21 +212,19 @@ def _at_name(point: Point, names: Sequence[str]) -> Point:
 
 def _bar_frame(value: Axis, names: Sequence[str], group: float, bottom: float, plot: PlotRecord) -> Iterator[Markup]:
     for tick, written in value.ticks():
-        yield el(
-            "line", x1=_at(value.at(tick)), x2=_at(value.at(tick)), y1=_at(TOP), y2=_at(bottom), class_="zero" if tick == 0 else "grid"
-        )
-        yield _text(written, x=_at(value.at(tick)), y=_at(bottom + 16), text_anchor="middle", class_="tick tick-x", data_value=tick)
+        yield el("line", x1=px(value.at(tick)), x2=px(value.at(tick)), y1=px(TOP), y2=px(bottom), class_="zero" if tick == 0 else "grid")
+        yield lettering(written, x=px(value.at(tick)), y=px(bottom + 16), text_anchor="middle", class_="tick tick-x", data_value=tick)
     for k, name in enumerate(names):
-        yield _text(
-            _short(name, NAME_LENGTH),
+        yield lettering(
+            shortened(name, NAME_LENGTH),
             told=name,
-            x=_at(NAME_WIDTH),
-            y=_at(TOP + GROUP_GAP / 2 + (k + 0.5) * group),
+            x=px(NAME_WIDTH),
+            y=px(TOP + GROUP_GAP / 2 + (k + 0.5) * group),
             text_anchor="end",
             class_="tick name",
         )
-    yield _text(_short(plot.x, 24), x=_at(NAME_WIDTH), y=_at(18), text_anchor="end", class_="label")
-    yield _text(_short(plot.y, 42), x=_at(NAME_WIDTH + 8), y=_at(18), class_="label")
+    yield lettering(shortened(plot.x, 24), x=px(NAME_WIDTH), y=px(18), text_anchor="end", class_="label")
+    yield lettering(shortened(plot.y, 42), x=px(NAME_WIDTH + 8), y=px(18), class_="label")
 
 
 def _bar_series(points: Sequence[Point | None], value: Axis, number_of: int, group: float, name: str) -> Markup:
@@ -241,13 +239,13 @@ def _bar(point: Point, value: Axis, number_of: int, group: float, name: str) -> 
     middle = top + BAR / 2
     whisker = None
     if point.span:
-        low, high = (_at(value.at(bound)) for bound in point.span)
-        stop = f"{_at(middle - 3)}v6"
-        whisker = el("path", d=f"M{low} {_at(middle)}H{high}M{low} {stop}M{high} {stop}", class_="whisker")
+        low, high = (px(value.at(bound)) for bound in point.span)
+        stop = f"{px(middle - 3)}v6"
+        whisker = el("path", d=f"M{low} {px(middle)}H{high}M{low} {stop}M{high} {stop}", class_="whisker")
     return join(
-        el("rect", _title(_told(name, point)), x=_at(left), y=_at(top), width=_at(right - left), height=_at(BAR), class_="bar"),
+        el("rect", tooltip(_told(name, point)), x=px(left), y=px(top), width=px(right - left), height=px(BAR), class_="bar"),
         whisker,
-        _text(number(point.y, digits=2), x=_at(end + 5), y=_at(middle + 4), class_="tick value"),
+        lettering(number(point.y, digits=2), x=px(end + 5), y=px(middle + 4), class_="tick value"),
     )
 
 
@@ -302,10 +300,10 @@ def _table_row(x: str, cells: dict[int, str], count: int) -> Markup:
 
 
 def _path(points: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{_at(x)},{_at(y)}" for x, y in points)
+    return " ".join(f"{px(x)},{px(y)}" for x, y in points)
 
 
-def _at(value: float) -> str:
+def px(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
@@ -320,29 +318,29 @@ def calibration_figure(calibration: Calibration, *, id: str) -> Markup | None:
     x, y = Axis(0.0, 1.0, LEFT, RIGHT), Axis(0.0, 1.0, BOTTOM, TOP)
     told = " ".join(f"Predicted {fixed(one.mean)}, observed {fixed(one.observed)}, n = {one.n}." for one in bins)
     children = [
-        *_frame(x, y, x.ticks(), "probability that the verdict gave", "share of queries whose rows proved to be the cause"),
-        el("line", x1=_at(x.at(0)), y1=_at(y.at(0)), x2=_at(x.at(1)), y2=_at(y.at(1)), class_="ideal"),
+        *draw_frame(x, y, x.ticks(), "probability that the verdict gave", "share of queries whose rows proved to be the cause"),
+        el("line", x1=px(x.at(0)), y1=px(y.at(0)), x2=px(x.at(1)), y2=px(y.at(1)), class_="ideal"),
         *(_threshold(x.at(value)) for value in (CONTRADICTED, SUPPORTED)),
         *(_bin(one, x, y) for one in bins),
     ]
     note = "On the diagonal the probability is right. Dotted: where a verdict is contradicted (left), weak, supported (right)."
-    drawn = _svg(id, HEIGHT, "Calibration of the probability", told, *children)
+    drawn = drawing(id, HEIGHT, "Calibration of the probability", told, *children)
     return el("figure", el("h3", "Calibration of the probability"), drawn, el("p", note, class_="quiet"), class_="plot")
 
 
 def _threshold(at: float) -> Markup:
-    return el("line", x1=_at(at), x2=_at(at), y1=_at(TOP), y2=_at(BOTTOM), class_="threshold")
+    return el("line", x1=px(at), x2=px(at), y1=px(TOP), y2=px(BOTTOM), class_="threshold")
 
 
 def _bin(one: Bin, x: Axis, y: Axis) -> Markup:
     mean, observed = one.mean or 0.0, one.observed or 0.0
     low, high = wilson(observed, one.n)
     at, middle = x.at(mean), y.at(observed)
-    label = _text(f"n = {one.n:,}", x=_at(at + 8), y=_at(middle + 4), class_="tick value")
+    label = lettering(f"n = {one.n:,}", x=px(at + 8), y=px(middle + 4), class_="tick value")
     if at > RIGHT - 60:
-        label = _text(f"n = {one.n:,}", x=_at(at - 8), y=_at(middle + 4), text_anchor="end", class_="tick value")
+        label = lettering(f"n = {one.n:,}", x=px(at - 8), y=px(middle + 4), text_anchor="end", class_="tick value")
     told = f"predicted {fixed(mean)}, observed {fixed(observed)} ({fixed(low)} to {fixed(high)}), n = {one.n:,}"
-    return el("g", _whisker(at, y.at(low), y.at(high)), _mark(at, middle, 0, told), label, class_="series series-0")
+    return el("g", draw_whisker(at, y.at(low), y.at(high)), draw_mark(at, middle, 0, told), label, class_="series series-0")
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:

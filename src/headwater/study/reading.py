@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 
 from headwater.evaluate.figure import Figure
 from headwater.evaluate.seeds import ANYTHING, difference, over_seeds
+from headwater.report.study_schema import SHARES
 from headwater.study.cells import Cell
-
-SHARES = frozenset({"accuracy", "cover", "auroc", "average_precision", "hub_share", "attack success"})
-"""Metrics from 0 to 1."""
 
 ORACLE = "same class"
 """The method that knows the class alone: `World.by_class`."""
@@ -132,12 +130,6 @@ def figure_of(cell: Cell) -> Figure:
 
 def bounds(metric: str) -> tuple[float, float]:
     return (0.0, 1.0) if metric in SHARES else ANYTHING
-
-
-def options(variant: str) -> dict[str, str]:
-    """ "data=breaking; epoch=3" as {"data": "breaking", "epoch": "3"}; a piece without "=" is a name with the value ""."""
-    pieces = [piece.partition("=") for piece in variant.split(";") if piece.strip()]
-    return {name.strip(): value.strip() for name, _, value in pieces}
 
 
 def said(figure: Figure) -> str:
