@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 
-from headwater.study.tasks import grammars, harmful
+from headwater.study.tasks import grammars, harmful, planted
 from headwater.study.tasks.task import Maker
 from headwater.types import UsageError
 
-MAKERS: dict[str, Maker] = {maker.name: maker for maker in (harmful.SMALL, harmful.MIDDLE, harmful.LARGE, grammars.Grammars())}
+MAKERS: dict[str, Maker] = {
+    maker.name: maker for maker in (harmful.SMALL, harmful.MIDDLE, harmful.LARGE, grammars.Grammars(), *planted.MAKERS)
+}
 
 
 def names() -> list[str]:
