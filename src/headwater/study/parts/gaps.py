@@ -44,6 +44,7 @@ class Gaps:
     removals: int = 2
     queries: int = 8
     steps: int = 60
+    damping: float | None = None  # the audit's: a tenth of the largest eigenvalue
 
     def unfit(self, world: World) -> str:
         if world.size.is_quick:
@@ -56,7 +57,7 @@ class Gaps:
 
     def __call__(self, world: World) -> Outcome:
         start, here = time.monotonic(), place(self, world)
-        check, subject = audit.Gaps(removals=self.removals, queries=self.queries, steps=self.steps), self.subject(world)
+        check, subject = audit.Gaps(self.removals, self.queries, damping=self.damping, steps=self.steps), self.subject(world)
         if why := check.unfit(subject):
             return Outcome([here.missing(term, GAP, why[0]) for term in TERMS], seconds=time.monotonic() - start)
         study = audit.Study.of(subject, check)
