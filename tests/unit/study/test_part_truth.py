@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,21 @@ from headwater.evaluate.lds import predicted_outcomes
 from headwater.study.cells import Cell
 from headwater.study.parts.part import Outcome
 from headwater.study.parts.settings import fisher, halves, k_removed, setting, training_seeds
-from headwater.study.parts.truth import AGAIN, BEYOND, CEILING, CHANGE, LDS, LESS, SPREAD, Compared, Retraining, compared, one_of_each
+from headwater.study.parts.truth import (
+    AGAIN,
+    BEYOND,
+    CEILING,
+    CHANGE,
+    LDS,
+    LESS,
+    SPREAD,
+    Compared,
+    Removals,
+    Retraining,
+    compared,
+    finding,
+    one_of_each,
+)
 from headwater.study.world import World
 from headwater.truth.design import all_rows, without_top
 from headwater.types import Truth
@@ -101,24 +116,27 @@ def test_where_the_class_is_the_cause_the_class_has_an_lds_of_one(world: World) 
     assert table.about_class().value == table.class_alone.value
 
 
-SURE, NEAR_ZERO, BELOW = Figure(0.5, (0.4, 0.6), 40, ""), Figure(0.05, (-0.1, 0.2), 40, ""), Figure(-0.3, (-0.4, -0.2), 40, "")
-NO_WORSE = Figure(-0.02, (-0.1, 0.1), 40, "")
+SURE, WIDE, LOW, BELOW = (Figure(sum(ends) / 2, ends, 40, "") for ends in ((0.6, 0.8), (0.3, 0.6), (0.05, 0.2), (-0.4, -0.2)))
+LIKE_CLASS, NOTHING = Figure(0.0, (-0.1, 0.1), 40, ""), Figure(math.nan, None, 0, "")
 
 
 @pytest.mark.parametrize(
-    ("lds", "less", "said"),
+    ("lds", "less", "ceiling", "said"),
     [
-        (SURE, NO_WORSE, "right"),
-        (SURE, SURE, "right"),
-        (SURE, BELOW, "behind"),
-        (NEAR_ZERO, BELOW, "wrong"),
-        (BELOW, NO_WORSE, "wrong"),
-        (NEAR_ZERO, NO_WORSE, "undetermined"),
-        (Figure(math.nan, None, 0, ""), Figure(math.nan, None, 0, ""), "undetermined"),
+        (SURE, BELOW, 0.9, "right"),
+        (WIDE, LIKE_CLASS, 0.9, "undetermined"),
+        (WIDE, BELOW, 0.9, "behind"),
+        (LOW, LIKE_CLASS, 0.9, "wrong"),
+        (LOW, SURE, 0.9, "wrong"),
+        (LOW, LIKE_CLASS, 0.09, "right"),
+        (SURE, LIKE_CLASS, None, "undetermined"),
+        (SURE, BELOW, None, "behind"),
+        (BELOW, LIKE_CLASS, None, "wrong"),
+        (NOTHING, NOTHING, 0.9, "undetermined"),
     ],
 )
-def test_what_is_said_of_the_cause_rests_on_intervals(lds: Figure, less: Figure, said: str) -> None:
-    assert Compared(setting("any"), SURE, lds, less).cause() == said
+def test_what_is_said_of_the_cause_rests_on_intervals(lds: Figure, less: Figure, ceiling: float | None, said: str) -> None:
+    assert Compared(setting("any"), SURE, lds, less).cause(ceiling) == said
 
 
 @pytest.mark.parametrize(
@@ -140,3 +158,16 @@ def test_queries_are_of_different_classes_first() -> None:
     assert one_of_each(labels, 2) == [0, 2]
     assert one_of_each(labels, 3) == [0, 2, 1]
     assert one_of_each(labels, 9) == [0, 2, 1, 3, 4]
+
+
+def test_contradictions_of_class_and_cause_are_warned_of(world: World, outcome: Outcome) -> None:
+    table = compared(world, (), halves(world))
+    table = replace(table, ceiling=Figure(0.9, (0.8, 1.0), 40, ""), chance=0.1)
+    removals = Removals.of(world, PART)
+
+    def status(accuracy: Figure, lds: Figure) -> str:
+        return finding(Compared(setting("any"), accuracy, lds, LIKE_CLASS), table, removals).status
+
+    assert status(SURE, SURE) == status(LOW, LOW) == "ok"
+    assert status(SURE, LOW) == status(LOW, SURE) == "warn"
+    assert status(SURE, WIDE) == status(WIDE, SURE) == "unknown"

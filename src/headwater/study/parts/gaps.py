@@ -78,7 +78,12 @@ class Gaps:
 def told(table: Table, study: audit.Study) -> Finding:
     """The table's reading, and what it is of."""
     finding = table.reading()
-    return replace(finding, because=f"{finding.because[0].upper()}{finding.because[1:]}. {study.about()}")
+    step = None if finding.next_step is None else f"{capital(finding.next_step)}."
+    return replace(finding, because=f"{capital(finding.because)}. {study.about()}", next_step=step)
+
+
+def capital(words: str) -> str:
+    return words[0].upper() + words[1:]
 
 
 def cells(here: Place, table: Table) -> Iterator[Cell]:

@@ -108,14 +108,15 @@ class Compared:
         """By Wilson's interval, against one half, or chance where that is more; None where the interval holds it."""
         return beyond(self.accuracy, max(0.5, chance))
 
-    def cause(self) -> Cause:
-        """`right`: the LDS is above 0, and that of the class alone is not known to be higher. `behind`: above 0, and the class is higher.
-        `wrong`: not above 0, as far as its interval tells, and the class is higher. Else undetermined.
+    def cause(self, ceiling: float | None) -> Cause:
+        """Against half of the ceiling, which noise lets anyone reach. `right`, `wrong`: the whole interval is above it, below it. `behind`:
+        the interval holds it, and the class alone is known to have a higher LDS. Without a ceiling nothing is right, and wrong only what
+        has no LDS above 0.
         """
-        is_worse, says_something = beyond(self.less, 0.0) is False, beyond(self.lds, 0.0)
-        if says_something:
-            return "behind" if is_worse else "right"
-        return "wrong" if is_worse or says_something is False else "undetermined"
+        known = beyond(self.lds, 0.0 if ceiling is None else ceiling / 2)
+        if known is None or (known and ceiling is None):
+            return "behind" if beyond(self.less, 0.0) is False else "undetermined"
+        return "right" if known else "wrong"
 
 
 Cause = Literal["right", "behind", "wrong", "undetermined"]
@@ -187,16 +188,17 @@ def compared(world: World, settings: Sequence[Setting], truth: Truth) -> Compari
 
 def finding(one: Compared, table: Comparison, removals: Removals) -> Finding:
     """`warn` where accuracy and retraining contradict each other, `unknown` where an interval leaves either open."""
-    of_class, cause = one.class_is_right(table.chance), one.cause()
+    of_class, cause = one.class_is_right(table.chance), one.cause(None if table.ceiling is None else table.ceiling.value)
     word = {True: "Right", False: "Wrong", None: "Undetermined"}[of_class]
+    reached = "with one seed nobody knows what noise lets reach" if table.ceiling is None else f"noise lets reach {table.ceiling.value:.3g}"
     because = (
-        f"{word} about the class (accuracy {one.accuracy}, chance {table.chance:.2g}), {TOLD[cause]} (LDS {one.lds}; less that of the "
-        f"class alone: {one.less}).{removals.told(one.tried)}"
+        f"{word} about the class (accuracy {one.accuracy}, chance {table.chance:.2g}), {TOLD[cause]} (LDS {one.lds}, {reached}; less that "
+        f"of the class alone: {one.less}).{removals.told(one.tried)}"
     )
     facts = {"value": one.lds.value, "interval": one.lds.interval, "n": one.lds.n}
     if of_class is None or cause == "undetermined":
         return Finding(f"truth: {one.tried}", "unknown", because, **facts, next_step="More queries, or more halves.")
-    if (of_class, cause) in ((True, "right"), (False, "wrong")):
+    if of_class == (cause == "right"):
         return Finding(f"truth: {one.tried}", "ok", because, **facts)
     step = "Do not read its accuracy as influence." if of_class else "Judge it by retraining: its accuracy says less than it knows."
     return Finding(f"truth: {one.tried}", "warn", because, **facts, next_step=step)
