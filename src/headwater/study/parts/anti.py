@@ -42,15 +42,16 @@ class Anti:
 
     The share of queries for which a method scores the behaviour's row above that of the words (a tie is no preference), with Wilson's
     interval. What a method learns it learns from the training rows: curvatures, and how rare a word is; only norms are of the rows scored.
-    Ground truth is a tail patch: `steps` steps of AdamW on the one row alone from the final weights, at the learning rate of the training,
-    and what that does to the query's measure. Cost: a pass over 2 Q rows, and the steps on each.
+    Ground truth is a tail patch: `steps` steps of AdamW on the one row alone from the final weights, and what that does to the query's
+    measure. Cost: a pass over 2 Q rows, and the steps on each.
     """
 
     name = "anti"
     summary = "a query's words against its behaviour: rows with the one and without the other, and a tail patch on each"
 
     settings: tuple[Setting, ...] = SETTINGS
-    steps: int = 1
+    steps: int = 5
+    lr_share: float = 0.1  # of the training's: by a whole one a step overshoots, and every document lowers the measure
 
     def unfit(self, world: World) -> str:
         if not world.task.anti:
@@ -60,7 +61,7 @@ class Anti:
     def __call__(self, world: World) -> Outcome:
         start = time.monotonic()
         here, pairs = place(self, world), Pairs(world)
-        patch = Patch(lr=world.model.lr, steps=self.steps, optimizer="adamw")
+        patch = Patch(lr=self.lr_share * world.model.lr, steps=self.steps, optimizer="adamw")
         truth = Preference(setting(TAIL_PATCH), pairs.patched(patch))
         preferences, failed = [], []
         for tried in self.settings:
@@ -70,7 +71,7 @@ class Anti:
                 failed.append((tried, str(error)))
         cells = [*patch_cells(here, truth, world.measure.unit), *(cell for one in preferences for cell in one.cells(here, truth))]
         cells += [here.missing(tried.method, metric, why, variant=tried.variant) for tried, why in failed for metric in (PREFERS, AGREES)]
-        findings = [finding(one, truth) for one in preferences]
+        findings = [about_truth(truth), *(finding(one, truth) for one in preferences)]
         return Outcome(cells, findings, [plot(preferences, truth)], time.monotonic() - start)
 
 
@@ -186,12 +187,32 @@ def patch_cells(here: Place, truth: Preference, unit: str | None) -> Iterator[Ce
         yield here.cell(TAIL_PATCH, "change of the measure", mean_figure(change_Q), variant=f"document={name}", unit=unit)
 
 
+def about_truth(truth: Preference) -> Finding:
+    """Whether the pairs tell words from behaviour at all: a step on the behaviour's document should do more."""
+    figure, above = truth.prefers, beyond(truth.prefers, 0.5)
+    words, behaviour = (mean_figure(change_Q) for change_Q in truth.scores_Q2.T)
+    because = (
+        f"Steps on the behaviour's document change the measure by {behaviour}, on that of the words by {words}: more for {figure} of the "
+        f"queries. {EXPECTED[above]}"
+    )
+    step = None if above else "Read what a method prefers here beside this, not as right or wrong by itself."
+    status = {True: "ok", False: "warn", None: "unknown"}[above]
+    return Finding("anti: tail patch", status, because, figure.value, None, figure.interval, figure.n, step)  # pyright: ignore
+
+
+EXPECTED = {
+    True: "The behaviour is the cause, as intended.",
+    False: "The words are: this model's behaviour hangs on them.",
+    None: "Undetermined which of the two is the cause.",
+}
+
+
 def finding(one: Preference, truth: Preference) -> Finding:
     """`warn` where a method follows the words though a step on the behaviour helps more, or the reverse."""
     ours, theirs = beyond(one.prefers, 0.5), beyond(truth.prefers, 0.5)
-    word = {True: "follows the behaviour", False: "follows the words", None: "undetermined"}
+    word = {True: "follows the behaviour", False: "follows the words", None: "is undetermined"}
     because = (
-        f"{one.tried}: {word[ours]} (above the words for {one.prefers} of the queries); the tail patch: {word[theirs]} "
+        f"It {word[ours]} (above the words for {one.prefers} of the queries); the tail patch {word[theirs]} "
         f"({truth.prefers}); they agree for {one.agrees(truth)}."
     )
     facts = {"value": one.prefers.value, "interval": one.prefers.interval, "n": one.prefers.n}
