@@ -1,7 +1,7 @@
 import pytest
+from tests.unit.study.worlds import small_world
 
 from headwater.study.world import World
-from tests.unit.study.worlds import small_world
 
 
 @pytest.fixture(scope="session")

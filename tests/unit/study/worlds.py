@@ -12,7 +12,7 @@ from headwater.study.tasks.task import AntiPair, Row, Task
 from headwater.study.world import Size, World
 
 SMALL = Size(queries=4, checkpoints=2, halves=6, retrainings=2, removals=1, epochs=0.2, layers=2, hidden=16, vocabulary=300)
-WORDS = "red blue green stone river cloud house table apple bread night light".split()
+WORDS = ["red", "blue", "green", "stone", "river", "cloud", "house", "table", "apple", "bread", "night", "light"]
 
 
 def small_task(*, n: int = 16, family: str = "class") -> Task:
