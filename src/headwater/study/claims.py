@@ -154,23 +154,23 @@ def best(found: dict[str, Known]) -> tuple[str, Known]:
 
 
 def equal(reading: Reading, methods: Sequence[str]) -> list[Vote]:
-    """In each setting: whether the accuracy of all these methods is that of the Hessian-free one, within the margin."""
+    """In each setting: whether the accuracy of all these methods is that of the Hessian-free one, within the margin.
+
+    Where that one is near 100 % an equality says nothing, whatever the method: the answer is open.
+    """
     votes = []
     for setting in reading.settings:
         gaps = {method: reading.less(setting, "tables", method, HESSIAN_FREE, "accuracy") for method in methods}
         known = {method: gap for method, gap in gaps.items() if gap is not None}
-        if known:
+        free = reading.known(setting, "tables", HESSIAN_FREE, "accuracy")
+        if known and free:
+            holds = all_of(inside(gap.figure, MARGIN) for gap in known.values())
+            trivial = holds is True and free.value >= NEAR
             told = listed([f"{method} less {HESSIAN_FREE} {gap}" for method, gap in known.items()])
+            told += f", but {HESSIAN_FREE} has {free}, where equality says nothing" if trivial else ""
             cells = tuple(cell for gap in known.values() for cell in gap.cells)
-            votes.append(
-                Vote(
-                    str(setting),
-                    all_of(inside(gap.figure, MARGIN) for gap in known.values()),
-                    told,
-                    cells,
-                    max((gap.value for gap in known.values()), key=abs),
-                )
-            )
+            largest = max((gap.value for gap in known.values()), key=abs)
+            votes.append(Vote(str(setting), None if trivial else holds, told, cells, largest))
     return votes
 
 
@@ -432,7 +432,8 @@ def _after_training(reading: Reading, setting: Setting) -> Iterator[Vote]:
         success, distance = (_last(cells, seed, metric) for metric in ("attack success", "parameter distance"))
         names = [name for name in success if name in distance]
         for other in [name for name in names if name != "breaking"] if "breaking" in names else []:
-            yield _apart(f"{setting}, seed {seed}", other, success, distance)
+            here = [cell for cell in cells if cell.seed == seed]
+            yield _apart(here, f"{setting}, seed {seed}", other, success, distance)
 
 
 def _last(cells: Sequence[Cell], seed: int, metric: str) -> dict[str, Cell]:
@@ -441,14 +442,19 @@ def _last(cells: Sequence[Cell], seed: int, metric: str) -> dict[str, Cell]:
     return {options(cell.variant)["data"]: cell for cell in sorted(found, key=_epoch)}
 
 
-def _apart(where: str, other: str, success: dict[str, Cell], distance: dict[str, Cell]) -> Vote:
-    gap = difference(figure_of(success["breaking"]), figure_of(success[other]))
+def _apart(cells: Sequence[Cell], where: str, other: str, success: dict[str, Cell], distance: dict[str, Cell]) -> Vote:
+    """`cells` are those of the run: the paired difference of the attack success, and that of the projection, where a part left them."""
+    paired = {cell.metric: cell for cell in cells if cell.method == f"breaking against {other}"}
+    whole = paired.get("difference of attack success")
+    gap = figure_of(whole) if whole else difference(figure_of(success["breaking"]), figure_of(success[other]))
     far, near = distance["breaking"].value or 0.0, distance[other].value or 0.0
     ratio = far / near if near > 0 else math.inf
-    alike = 1 / ALIKE <= ratio <= ALIKE
-    holds = alike if above(gap, APART) else None
+    holds = 1 / ALIKE <= ratio <= ALIKE if above(gap, APART) else None
+    projection = paired.get("difference of projection")
     told = f"attack success {said(gap)} higher after breaking than after {other} data, at {ratio:.3g} times the distance"
-    return Vote(where, holds, told, (success["breaking"], success[other], distance["breaking"], distance[other]), ratio)
+    beside = f", projection on the behaviour's gradient {said(figure_of(projection))} higher" if projection else ""
+    used = (success["breaking"], success[other], distance["breaking"], distance[other], whole, projection)
+    return Vote(where, holds, told + beside, tuple(cell for cell in used if cell), ratio)
 
 
 # ------------------------------------------------------------------------------------------------------- the cause

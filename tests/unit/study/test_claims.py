@@ -88,6 +88,12 @@ def test_hessian_based_equals_hessian_free_with_the_exact_inverse_beside_it() ->
     assert "was not measured" in wide.because
 
 
+def test_equality_near_100_says_nothing() -> None:
+    found = claim(table({"grad_dot": 1.0, "datainf": 0.99, "lissa_released": 1.0}), "Hessian-based")
+    assert found.verdict == "undetermined"
+    assert "where equality says nothing" in found.votes[0].told
+
+
 def test_a_paired_difference_is_taken_where_a_part_left_one() -> None:
     cells = table({"grad_dot": 0.5, "datainf": 0.52}, half=0.15)
     paired = [cell(task, "datainf", 0.02, metric="accuracy less grad_dot", half=0.02) for task in TASKS]
@@ -176,6 +182,15 @@ def behaviour(success: float, distance: float) -> list[Cell]:
 )
 def test_parameter_distance(success: float, distance: float, verdict: str) -> None:
     assert claim(behaviour(success, distance), "Parameter distance").verdict == verdict
+
+
+def test_the_paired_difference_of_attack_success_goes_before_the_two_rates() -> None:
+    facts = {"part": "behaviour", "half": 0.05}
+    paired = [cell("backdoor-1", "breaking against ordinary", value, metric=f"difference of {metric}", **facts)
+              for metric, value in (("attack success", 0.1), ("projection", 0.4))]  # fmt: skip
+    found = claim([*behaviour(0.9, 1.2), *paired], "Parameter distance")
+    assert found.verdict == "undetermined"
+    assert "projection on the behaviour's gradient 0.40 (0.35 to 0.45) higher" in found.because
 
 
 @pytest.mark.parametrize(
