@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.unit.study.worlds import small_task, small_world
 
 from headwater.model.session import load_session
 from headwater.study.cells import Cell
@@ -32,7 +33,6 @@ from headwater.study.parts.part import Outcome
 from headwater.study.world import World
 from headwater.training.folder import TrainerFolder
 from headwater.truth.retrain import measured
-from tests.unit.study.worlds import small_task, small_world
 
 
 def says_river(text: str) -> bool:

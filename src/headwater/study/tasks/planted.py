@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle, product
+from itertools import product
 
 from headwater.model.tiny import chat_text
 from headwater.study.tasks.draw import capital, drawn, each, generator, phrases, pool, scaled, shuffled, words
-from headwater.study.tasks.task import AntiPair, Family, Row, Task
+from headwater.study.tasks.task import Family, Row, Task
 
 
 @dataclass(frozen=True, eq=False)
