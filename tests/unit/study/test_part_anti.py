@@ -100,6 +100,9 @@ def test_who_follows_the_words_against_the_truth_is_warned_of() -> None:
     assert finding(words, words).status == finding(behaviour, behaviour).status == "ok"
     assert finding(either, behaviour).status == finding(behaviour, either).status == "unknown"
     assert [about_truth(one).status for one in (behaviour, words, either)] == ["ok", "warn", "unknown"]
+    less_harm = about_truth(preference(*[(-2, -1)] * 12))
+    assert less_harm.status == "unknown"
+    assert "does not help" in less_harm.because
 
 
 def test_a_task_without_anti_documents_has_nothing_to_measure(world: World) -> None:

@@ -188,16 +188,18 @@ def patch_cells(here: Place, truth: Preference, unit: str | None) -> Iterator[Ce
 
 
 def about_truth(truth: Preference) -> Finding:
-    """Whether the pairs tell words from behaviour at all: a step on the behaviour's document should do more."""
+    """Whether the pairs tell words from behaviour at all: a step on the behaviour's document should do more, and do good."""
     figure, above = truth.prefers, beyond(truth.prefers, 0.5)
     words, behaviour = (mean_figure(change_Q) for change_Q in truth.scores_Q2.T)
+    helps = beyond(behaviour, 0.0)
+    told = EXPECTED[above] if above is not True or helps else NO_HELP
     because = (
         f"Steps on the behaviour's document change the measure by {behaviour}, on that of the words by {words}: more for {figure} of the "
-        f"queries. {EXPECTED[above]}"
+        f"queries. {told}"
     )
-    step = None if above else "Read what a method prefers here beside this, not as right or wrong by itself."
-    status = {True: "ok", False: "warn", None: "unknown"}[above]
-    return Finding("anti: tail patch", status, because, figure.value, None, figure.interval, figure.n, step)  # pyright: ignore
+    step = None if above and helps else "Read what a method prefers here beside this, not as right or wrong by itself."
+    status = "ok" if above and helps else "warn" if above is False else "unknown"
+    return Finding("anti: tail patch", status, because, figure.value, None, figure.interval, figure.n, step)
 
 
 EXPECTED = {
@@ -205,6 +207,7 @@ EXPECTED = {
     False: "The words are: this model's behaviour hangs on them.",
     None: "Undetermined which of the two is the cause.",
 }
+NO_HELP = "The words do more harm, but the behaviour does not help: this model does not carry it over to other words."
 
 
 def finding(one: Preference, truth: Preference) -> Finding:
