@@ -259,7 +259,9 @@ def _chapter(chapter: Chapter, worlds: Sequence[WorldRecord], id: str, folder: P
         block("What is doubtful", checks(found, {}) if (found := findings_of(worlds)) else None),
     ]
     heading = el("h2", foreign(place.task), " ", el("span", foreign(place.model), class_="model"), id=f"{id}-title")
-    return el("article", heading, facts(_about(worlds)), *blocks, id=id, class_="chapter", aria_labelledby=f"{id}-title")
+    classes = worlds[0].classes if worlds else []
+    named = el("p", "Classes: ", foreign(", ".join(classes)), ".", class_="quiet") if classes else None
+    return el("article", heading, facts(_about(worlds)), named, *blocks, id=id, class_="chapter", aria_labelledby=f"{id}-title")
 
 
 KNOWN = ("lint", "tables", "truth", "ablation", "solver", "epochs", "anti", "gaps", "behaviour")
@@ -279,7 +281,7 @@ def _about(worlds: Sequence[WorldRecord]) -> Facts:
         ("Rows", f"{first.n_rows:,}" if first.n_rows is not None else None),
         ("Queries", f"{first.n_queries:,}" if first.n_queries is not None else None),
         ("c, the first rows counted", first.k),
-        ("Classes", foreign(f"{n}: {', '.join(first.classes)}") if n else None),
+        ("Classes", n or None),
         ("Seeds", runs_of([world.seed for world in worlds])),
         ("Data", foreign(first.source)),
     ]

@@ -122,9 +122,10 @@ def written(value: float, metric: str) -> str:
 
 
 def interval_text(one: Pooled, metric: str) -> str:
+    """ "" for what was only counted or timed: there is no sample that it could vary with."""
     figure = one.figure
     if figure is None or figure.interval is None:
-        return "no interval"
+        return "no interval" if any(cell.n is not None for cell in one.measured) else ""
     return f"{written(figure.interval[0], metric)} to {written(figure.interval[1], metric)}"
 
 
