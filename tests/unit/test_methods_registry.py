@@ -13,7 +13,7 @@ import headwater.methods as methods
 from headwater.methods import GradDot, Lexical, get, names, register, table
 from headwater.types import Method, UsageError
 
-BUILT_IN = ["grad_dot", "grad_cos", "repsim", "repsim_response", "lexical", "embedding", "length", "loss", "random"]
+BUILT_IN = ["grad_dot", "grad_cos", "repsim", "repsim_response", "lexical", "tfidf", "embedding", "length", "loss", "random"]
 BUILT_IN += ["relatif", "self_influence", "tracin", "less", "trak", "trackstar", "dda", "rept", "fastif"]
 
 

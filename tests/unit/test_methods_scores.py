@@ -8,14 +8,18 @@ from typing import Any
 
 import bm25s
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
 from tests.conform.encoder import save_tiny_encoder
 from transformers import AutoModel, AutoTokenizer
 
 from headwater.curvature.identity import Identity
-from headwater.methods import Embedding, GradCos, GradDot, Length, Lexical, Loss, Random, RepSim, RepSimResponse
-from headwater.methods.lexical import tokenize
+from headwater.evaluate.classes import ClassLabels, accuracy, cover, places
+from headwater.evaluate.ranking import Ranking
+from headwater.methods import Embedding, GradCos, GradDot, Length, Lexical, Loss, Random, RepSim, RepSimResponse, TfIdf
+from headwater.methods.lexical import TOKEN, tokenize
 from headwater.methods.random import draw
 from headwater.progress import quiet
 from headwater.testing import LAYOUT, Toy, toy_queries, toy_rows
@@ -107,17 +111,17 @@ def test_a_method_is_its_frozen_options() -> None:
 # --------------------------------------------------------------------------------------------------------- texts
 
 
+def documents(toy: Toy, text: str) -> list[str]:
+    prompts, responses = toy.columns["prompt"], toy.columns["response"]
+    return {"prompt": prompts, "response": responses, "both": prompts + "\n" + responses}[text].tolist()
+
+
 @pytest.mark.parametrize("text", ["prompt", "response", "both"])
 def test_lexical_is_bm25s(text: Any, index: Toy, queries: Toy) -> None:
     """The library's own search over the same words, query by query."""
-
-    def documents(toy: Toy) -> list[str]:
-        prompts, responses = toy.columns["prompt"], toy.columns["response"]
-        return {"prompt": prompts, "response": responses, "both": prompts + "\n" + responses}[text].tolist()
-
     engine = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
-    engine.index(tokenize(documents(index)), show_progress=False)
-    expected = np.stack([engine.get_scores(tokens) for tokens in tokenize(documents(queries))])
+    engine.index(tokenize(documents(index, text)), show_progress=False)
+    expected = np.stack([engine.get_scores(tokens) for tokens in tokenize(documents(queries, text))])
     torch.testing.assert_close(score(Lexical(text=text), index, queries), torch.from_numpy(expected))
 
 
@@ -156,7 +160,50 @@ def test_lexical_names_its_text(index: Toy, queries: Toy) -> None:
     assert scores.provenance["text"] == "response"
 
 
-@pytest.mark.parametrize("method", [lambda: Lexical(text="title"), lambda: Embedding(model="x", text="title")])  # type: ignore[arg-type]
+@pytest.mark.parametrize("text", ["prompt", "response", "both"])
+def test_tfidf_is_scikit_learns(text: Any, index: Toy, queries: Toy) -> None:
+    """Repeated words, words that no row has and a text without words among them."""
+    index.columns["prompt"][:2], queries.columns["prompt"][:2] = ["a b b b c", "?!"], ["b b a unheard", "?!"]
+    index.columns["response"][1] = queries.columns["response"][1] = ""
+    vectorizer = TfidfVectorizer(token_pattern=TOKEN)
+    rows_NV = vectorizer.fit_transform(documents(index, text))
+    expected_QN = (vectorizer.transform(documents(queries, text)) @ rows_NV.T).toarray()
+    torch.testing.assert_close(score(TfIdf(text=text), index, queries).double(), torch.from_numpy(expected_QN), rtol=0, atol=1e-6)
+
+
+def test_tfidf_by_hand() -> None:
+    """ "a" is in both rows (weight 1), "b" in one (weight 1 + ln 1.5)."""
+    train, asked = toy_rows(2, seed=1), toy_queries(2, seed=2)
+    train.columns["prompt"][:], train.columns["response"][:] = ["A a b", "a"], ""
+    asked.columns["prompt"][:], asked.columns["response"][:] = ["a zzz", "b"], ""
+    b = 1 + np.log(1.5)
+    expected = torch.tensor([[2, np.hypot(2, b)], [b, 0]]).float() / float(np.hypot(2, b))
+    torch.testing.assert_close(score(TfIdf(), train, asked), expected)
+
+
+def test_tfidf_without_any_word() -> None:
+    train, asked = toy_rows(3, seed=1), toy_queries(2, seed=2)
+    train.columns["prompt"][:], train.columns["response"][:] = "", "?!"
+    assert (score(TfIdf(), train, asked) == 0).all()
+
+
+PAPER = Path("../shared/data/paper")
+
+
+@pytest.mark.skipif(not PAPER.is_dir(), reason="the released rows are not here")
+@pytest.mark.parametrize(("name", "expected"), [("math", (1, 1)), ("grammars", (0.64, 0.305)), ("emotion", (0.456, 0.226))])
+def test_tfidf_on_the_released_rows(name: str, expected: tuple[float, float]) -> None:
+    """Accuracy and cover that the prompt's words alone reach, as scikit-learn's vectors give them with the same words."""
+    train, test = (pd.read_parquet(PAPER / f"{name}-{split}.parquet") for split in ("train", "test"))
+    rows, asked = toy_rows(len(train), seed=1), toy_queries(len(test), seed=2)
+    rows.columns["prompt"], asked.columns["prompt"] = train["prompts"].to_numpy(object), test["prompts"].to_numpy(object)
+    labels = ClassLabels(train["variation"].to_numpy(str), test["variation"].to_numpy(str))
+    ranking = Ranking(score(TfIdf(text="prompt"), rows, asked).double().numpy())
+    found = accuracy(ranking, labels).value, cover(ranking, labels, places(labels)).value
+    assert found == pytest.approx(expected, abs=0.005)
+
+
+@pytest.mark.parametrize("method", [lambda: Lexical(text="title"), lambda: TfIdf(text="title"), lambda: Embedding(model="x", text="title")])  # type: ignore[arg-type]
 def test_an_unknown_text_is_refused(method: Any) -> None:
     with pytest.raises(UsageError, match="text is 'title', expected one of prompt, response, both"):
         method()

@@ -29,6 +29,7 @@ from headwater.methods.repsim import RepSim
 from headwater.methods.repsim_response import RepSimResponse
 from headwater.methods.rept import RepT
 from headwater.methods.self_influence import SelfInfluence
+from headwater.methods.tfidf import TfIdf
 from headwater.methods.tracin import TracIn
 from headwater.methods.trackstar import TrackStar
 from headwater.methods.trak import Trak
@@ -50,6 +51,7 @@ __all__ = [
     "RepSimResponse",
     "RepT",
     "SelfInfluence",
+    "TfIdf",
     "TracIn",
     "TrackStar",
     "Trak",
@@ -77,7 +79,7 @@ def register(method_class: AnyMethod) -> AnyMethod:
     return method_class
 
 
-for _method in (GradDot, GradCos, RepSim, RepSimResponse, Lexical, Embedding, Length, Loss, Random):
+for _method in (GradDot, GradCos, RepSim, RepSimResponse, Lexical, TfIdf, Embedding, Length, Loss, Random):
     register(_method)
 for _method in (RelatIF, SelfInfluence, TracIn, Less, Trak, TrackStar, DDA, RepT, FastIF):
     register(_method)

@@ -70,10 +70,29 @@ def fit_words(index: Index, text: Text, weights: Weights) -> State:
 
 def word_scores(state: State, index: Index, queries: Index, text: Text) -> np.ndarray:
     """[Q, N] float64: for each word of the query, as often as it stands there, what it counts in the row."""
-    vocabulary = {word: i for i, word in enumerate(_from_bytes(state["vocabulary"]))}
-    counts_VQ = _counts(tokenize(texts(queries, text)), vocabulary)
-    values_NQ: Any = _matrix(state, shape=(len(index), len(vocabulary))) @ counts_VQ
+    values_NQ: Any = row_weights(state, index) @ query_counts(state, queries, text)
     return values_NQ.toarray().T
+
+
+def row_weights(state: State, index: Index) -> csc_array:
+    """[N, V] in float64: the sum over a query's words then does not depend on their order once it is rounded to float32."""
+    shape = (len(index), len(state["starts"]) - 1)
+    return csc_array((state["data"].double().numpy(), state["rows_of"].numpy(), state["starts"].numpy()), shape=shape)
+
+
+def query_counts(state: State, queries: Index, text: Text) -> csc_array:
+    """[V, Q] how often each query uses each word that the training rows know."""
+    vocabulary = {word: i for i, word in enumerate(_from_bytes(state["vocabulary"]))}
+    return word_counts(tokenize(texts(queries, text)), vocabulary)
+
+
+def word_counts(documents: list[list[str]], vocabulary: dict[str, int]) -> csc_array:
+    """[V, documents] how often each has each word of the vocabulary; other words are left out."""
+    counted = [Counter(vocabulary[word] for word in document if word in vocabulary) for document in documents]
+    starts = np.cumsum([0, *(len(count) for count in counted)])
+    words = np.array([word for count in counted for word in sorted(count)], dtype=np.int64)
+    times = np.array([count[word] for count in counted for word in sorted(count)], dtype=np.float64)
+    return csc_array((times, words, starts), shape=(len(vocabulary), len(documents)))
 
 
 def tokenize(documents: list[str]) -> list[list[str]]:
@@ -98,20 +117,6 @@ def _bm25_weights(documents: list[list[str]], vocabulary: list[str], *, k1: floa
         "rows_of": torch.from_numpy(np.array(fitted["indices"], dtype=np.int32)),
         "starts": torch.from_numpy(np.array(fitted["indptr"], dtype=np.int64)),
     }
-
-
-def _matrix(state: State, *, shape: tuple[int, int]) -> csc_array:
-    """[N, V] in float64: the sum over a query's words then does not depend on their order once it is rounded to float32."""
-    return csc_array((state["data"].double().numpy(), state["rows_of"].numpy(), state["starts"].numpy()), shape=shape)
-
-
-def _counts(documents: list[list[str]], vocabulary: dict[str, int]) -> csc_array:
-    """[V, Q] how often each query uses each word that the training rows know."""
-    counted = [Counter(vocabulary[word] for word in document if word in vocabulary) for document in documents]
-    starts = np.cumsum([0, *(len(count) for count in counted)])
-    words = np.array([word for count in counted for word in sorted(count)], dtype=np.int64)
-    times = np.array([count[word] for count in counted for word in sorted(count)], dtype=np.float64)
-    return csc_array((times, words, starts), shape=(len(vocabulary), len(documents)))
 
 
 def _to_bytes(words: list[str]) -> torch.Tensor:

@@ -139,7 +139,7 @@ def _worlds(
         n = size.pretraining_texts // len(every)
         texts = [one for maker in every for one in maker.texts(seed=0, n=n)]
     else:
-        found = released.find(data, rows=None, queries=None)
+        found = released.find(data, share=size.share, n_queries=size.queries)
         if unknown := [name for name in task_names if name not in found]:
             raise UsageError(f"there is no data set {unknown[0]!r} in {data}; there are: {', '.join(found)}")
         made = {name: [found[name]] * seeds for name in (task_names or found)}
