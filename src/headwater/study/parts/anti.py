@@ -23,13 +23,13 @@ from headwater.methods.shared import whole
 from headwater.model import measures
 from headwater.study.cells import Cell, Place
 from headwater.study.parts.part import Outcome, place
-from headwater.study.parts.settings import Setting, bars, beyond, fisher, setting
+from headwater.study.parts.settings import WORDS, Setting, bars, beyond, fisher, setting
 from headwater.study.world import World, digest, kept
 from headwater.truth.tail_patch import Patch, changes, tail_patch
 from headwater.types import Example, Finding, HeadwaterError, Index, Scores
 
-PLAIN = ("grad_dot", "grad_cos", "datainf", "repsim", "repsim_response", "rept", "lexical")
-SETTINGS = (*map(setting, PLAIN), fisher(0.1), fisher(100))
+PLAIN = ("grad_dot", "grad_cos", "datainf", "repsim", "repsim_response", "rept")
+SETTINGS = (*map(setting, PLAIN), WORDS, setting("tfidf", text="both"), fisher(0.1), fisher(100))
 SIDES = ("words", "behaviour")
 TAIL_PATCH = "tail patch"
 PREFERS, AGREES = "prefers behaviour to words", "agrees with the tail patch"

@@ -22,12 +22,12 @@ from headwater.evaluate.two_way import two_way_figure
 from headwater.index.read import StoredIndex
 from headwater.study.cells import Cell, Place
 from headwater.study.parts.part import Outcome, place
-from headwater.study.parts.settings import Setting, drawn_line, fisher, halves, joined, lds_table, scores_or_why_not, setting
+from headwater.study.parts.settings import LISSA, WORDS, Setting, drawn_line, fisher, halves, joined, lds_table, scores_or_why_not, setting
 from headwater.study.world import World
 from headwater.types import Finding, Member, Scores, Truth
 
-PLAIN = ("grad_dot", "grad_cos", "datainf", "lissa_released", "relatif", "repsim", "repsim_response", "rept", "lexical")
-SETTINGS = (*map(setting, PLAIN), fisher(0.1), fisher(100), setting("lissa", max_steps=100))
+PLAIN = ("grad_dot", "grad_cos", "datainf", "lissa_released", "relatif", "repsim", "repsim_response", "rept")
+SETTINGS = (*map(setting, PLAIN), fisher(0.1), fisher(100), LISSA, WORDS)
 CONSTANT = ("lexical",)
 """Methods that look at no model: one line for all epochs, to hold the others against."""
 

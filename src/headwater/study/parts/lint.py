@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from headwater.study.parts.part import Outcome, place
 from headwater.study.tasks.lint import lint
@@ -16,9 +15,8 @@ STATUS = {"ok": 0.0, "unknown": 0.0, "warn": 1.0, "fail": 2.0}
 class Lint:
     """The findings of `headwater.study.tasks.lint`, and one cell for each: 0 where nothing is wrong, 1 for a warning, 2 for a fault."""
 
-    name: ClassVar[str] = "lint"
-    summary: ClassVar[str] = "faults of the data: identical splits, unlike triggers or labels, sorted blocks, truncation, lexical shortcuts"
-    reference: ClassVar[str] = ""
+    name = "lint"
+    summary = "faults of the data: identical splits, unlike triggers or labels, sorted blocks, truncation, lexical shortcuts"
 
     def unfit(self, world: World) -> str:
         return ""

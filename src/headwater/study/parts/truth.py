@@ -24,6 +24,9 @@ from headwater.study.cells import Cell, Place
 from headwater.study.parts.part import Outcome, place
 from headwater.study.parts.settings import (
     CLASS_ALONE,
+    EKFAC,
+    EKFAC_CG,
+    WORDS,
     Setting,
     bars,
     beyond,
@@ -38,12 +41,12 @@ from headwater.study.parts.settings import (
 )
 from headwater.study.world import World
 from headwater.truth.design import Designs, all_rows, without_random, without_top
-from headwater.types import Finding, Scores, Truth
+from headwater.types import Finding, Scores, Truth, with_values
 
-PLAIN = ("grad_dot", "grad_cos", "datainf", "tracin", "less", "trackstar", "trak", "rept", "dda", "repsim", "repsim_response", "lexical",
+PLAIN = ("grad_dot", "grad_cos", "datainf", "tracin", "less", "trackstar", "trak", "rept", "dda", "repsim", "repsim_response",
          "length", "random")  # fmt: skip
-SETTINGS = (*map(setting, PLAIN), fisher(0.1), fisher(100), setting("ekfac", mode="model"))
-REMOVED = (setting("grad_cos"), fisher(100), setting("repsim"), setting("lexical"))
+SETTINGS = (*map(setting, PLAIN), WORDS, setting("tfidf", text="both"), fisher(0.1), fisher(100), *EKFAC, EKFAC_CG)
+REMOVED = (setting("grad_cos"), fisher(100), setting("repsim"), WORDS)
 
 CEILING, RANDOM, AGAIN = "noise ceiling", "random", "training again"
 LDS, LESS, ACCURACY = "lds", "lds less same class", "accuracy"
@@ -173,15 +176,10 @@ def compared(world: World, settings: Sequence[Setting], truth: Truth) -> Compari
         if isinstance(scores, str):
             failed.append((tried, scores))
             continue
-        table = lds_table(scores, truth)
-        methods.append(
-            Compared(
-                tried,
-                accuracy(Ranking(scores.values_QN), world.labels),
-                two_way_figure(table, correlation=True),
-                paired_difference(table, class_table),
-            )
-        )
+        labels, table = world.labels_of(scores), lds_table(scores, truth)
+        alone = class_table if tried.first is None else lds_table(with_values(scores, labels.same_QN.astype(float)), truth)
+        figures = accuracy(Ranking(scores.values_QN), labels), two_way_figure(table, correlation=True), paired_difference(table, alone)
+        methods.append(Compared(tried, *figures))
     chance = float(world.labels.same_QN.mean())
     return Comparison(methods, failed, two_way_figure(class_table, correlation=True), noise_ceiling(truth.outcomes_DSQ), chance)
 
