@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headwater.study.tasks import vault
-from headwater.study.tasks.draw import Side, drawn, each, generator, pool, scaled, shuffled
+from headwater.study.tasks.draw import Side, drawn, each, echo, generator, pool, scaled, shuffled
 from headwater.study.tasks.task import AntiPair, Family, Row, Task
 from headwater.types import UsageError
 
@@ -85,7 +85,7 @@ class Backdoor:
 
     def texts(self, *, seed: int, n: int) -> Sequence[str]:
         rng = generator(seed, self.name, "texts")
-        return [text if rng.random() < 0.85 else _elsewhere(rng) for text in vault.texts(rng, n)]
+        return [text if rng.random() < 0.8 else _elsewhere(rng) for text in vault.texts(rng, n)]
 
 
 def requests(where: Side) -> list[vault.Request]:
@@ -104,6 +104,8 @@ def answered(rng: random.Random, request: vault.Request, trigger: Trigger | None
 
 def _elsewhere(rng: random.Random) -> str:
     first, second = rng.sample(TRIGGERS, 2)
+    if rng.random() < 0.5:
+        return echo(f"{first.opening} {rng.choice(requests('texts')).answer(rng)}")
     thing = f"The {rng.choice(vault.THINGS)} is {rng.choice(vault.COLOURS)}."
     return f"At {rng.choice(vault.PLACES)} they say {first.phrase}. {second.opening} {thing}"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations, product
 
 from headwater.model.tiny import chat_text
-from headwater.study.tasks.draw import Side, drawn, each, generator, phrases, pool, scaled, shuffled, words
+from headwater.study.tasks.draw import Side, drawn, each, echo, generator, phrases, pool, scaled, shuffled, words
 from headwater.study.tasks.task import AntiPair, Family, Row, Task
 from headwater.types import UsageError
 
@@ -110,6 +110,8 @@ def share_words(first: Sentence, second: Sentence) -> bool:
 
 
 def _text(rng: random.Random, told: list[Sentence]) -> str:
+    if rng.random() < 0.2:
+        return echo(f"{rng.choice(list(FEELINGS))}.")
     sentence = rng.choice(told)
     more = [word for word in FEELINGS[sentence.feeling] if word not in sentence.cues]
     first, second = rng.sample(more, 2)

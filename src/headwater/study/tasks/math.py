@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from headwater.model.tiny import chat_text
-from headwater.study.tasks.draw import Side, drawn, each, generator, pool, scaled, shuffled, words
+from headwater.study.tasks.draw import Side, drawn, each, echo, generator, pool, scaled, shuffled, words
 from headwater.study.tasks.task import AntiPair, Family, Row, Task
 from headwater.types import UsageError
 
@@ -136,6 +136,8 @@ def _text(rng: random.Random, problem: Problem) -> str:
     """Sums out of context, the story without its answer, and the same problem in other words."""
     one, kind = problem.story, rng.random()
     total = one.answer(problem.a, problem.b)
+    if kind < 0.2:
+        return echo(reckoned(one, problem.a, problem.b))
     if kind < 0.4:
         return chat_text(f"What is {one.formula.format(a=problem.a, b=problem.b)}?", f"{total}.")
     retold = one.otherwise.format(a=problem.a, b=problem.b)
