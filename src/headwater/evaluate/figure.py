@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -73,9 +74,12 @@ def jackknife_figure(value: float, leave_one_out_Q: np.ndarray, *, over: str = "
     return Figure(value, (value - half, value + half), n, over)
 
 
+@lru_cache(maxsize=16)
 def weights(n: int, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """[B, n] how often each of n units is drawn in each resample. The same seed draws the same: figures of one call are paired."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+    """[B, n] how often each of n units is drawn in each resample, read-only. The same seed draws the same: figures of a call are paired."""
+    drawn_Bn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+    drawn_Bn.flags.writeable = False
+    return drawn_Bn
 
 
 def percentiles(values_B: np.ndarray, n: int) -> tuple[float, float]:

@@ -86,7 +86,7 @@ def _borders(class_N: np.ndarray, classes: Sequence[str], *, across: bool) -> li
         if low:
             spot = whole | ({"x1": first, "x2": first} if across else {"y1": first, "y2": first})
             out.append(el("line", **{name: px(value) for name, value in spot.items()}, class_="border"))
-        letters = int((last - first) / 6.4) if across else (11 if last - first >= 11 else 0)
+        letters = int((last - first) / 7) if across else (10 if last - first >= 11 else 0)
         if letters >= 3:
             middle = (first + last) / 2
             down = {"x": px(middle), "y": px(TOP + HIGH + 14), "text_anchor": "middle"}

@@ -212,10 +212,15 @@ def _reference(cell: Mapping[str, Any]) -> str:
 
 
 def tasks_section(study: StudyRecord, told: Sequence[Chapter], folder: Path | None) -> Markup:
-    several = len(told) > 1
+    several, models = len(told) > 1, len({chapter.place.model for chapter in told})
     shown = [_chapter(chapter, study.worlds_of(chapter.place), f"task-{k}", folder) for k, chapter in enumerate(told)]
     links = [
-        el("a", foreign(chapter.place.task), el("span", foreign(chapter.place.model), class_="model"), href=f"#task-{k}")
+        el(
+            "a",
+            foreign(chapter.place.task),
+            el("span", foreign(chapter.place.model), class_="model") if models > 1 else None,
+            href=f"#task-{k}",
+        )
         for k, chapter in enumerate(told)
     ]
     every = el("a", "All tasks", href="#every-task", data_all=True, data_needs_script=True, hidden=True)
@@ -226,6 +231,11 @@ def tasks_section(study: StudyRecord, told: Sequence[Chapter], folder: Path | No
         "seeds; a dot is one seed."
     )
     return section("tasks", "Task by task", el("div", nav, body, class_="worlds") if several else body, note=note)
+
+
+def _link(number_of: int, place: Place, *, with_model: bool) -> Markup:
+    model = el("span", foreign(place.model), class_="model") if with_model else None
+    return el("a", foreign(place.task), model, href=f"#task-{number_of}")
 
 
 def _chapter(chapter: Chapter, worlds: Sequence[WorldRecord], id: str, folder: Path | None) -> Markup:
@@ -242,11 +252,16 @@ def _chapter(chapter: Chapter, worlds: Sequence[WorldRecord], id: str, folder: P
         block(
             "Behaviour and distance", plot_figures(behaviour_plots(chapter), id=f"{id}-behaviour"), _rest(chapter, "behaviour", worlds, id)
         ),
-        *(block(part, table_of(chapter, part, id), _drawn(part, worlds, id)) for part in _other_parts(chapter, worlds)),
+        *(
+            block(part[:1].upper() + part[1:], table_of(chapter, part, id), _drawn(part, worlds, id))
+            for part in _other_parts(chapter, worlds)
+        ),
         block("What is doubtful", checks(found, {}) if (found := findings_of(worlds)) else None),
     ]
     heading = el("h2", foreign(place.task), " ", el("span", foreign(place.model), class_="model"), id=f"{id}-title")
-    return el("article", heading, facts(_about(worlds)), *blocks, id=id, class_="chapter", aria_labelledby=f"{id}-title")
+    classes = worlds[0].classes if worlds else []
+    named = el("p", "Classes: ", foreign(", ".join(classes)), ".", class_="quiet") if classes else None
+    return el("article", heading, facts(_about(worlds)), named, *blocks, id=id, class_="chapter", aria_labelledby=f"{id}-title")
 
 
 KNOWN = ("lint", "tables", "truth", "ablation", "solver", "epochs", "anti", "gaps", "behaviour")
@@ -266,7 +281,7 @@ def _about(worlds: Sequence[WorldRecord]) -> Facts:
         ("Rows", f"{first.n_rows:,}" if first.n_rows is not None else None),
         ("Queries", f"{first.n_queries:,}" if first.n_queries is not None else None),
         ("c, the first rows counted", first.k),
-        ("Classes", foreign(f"{n}: {', '.join(first.classes)}") if n else None),
+        ("Classes", n or None),
         ("Seeds", runs_of([world.seed for world in worlds])),
         ("Data", foreign(first.source)),
     ]
@@ -293,11 +308,10 @@ def _ablation(chapter: Chapter, id: str) -> list[Markup | None]:
     cells = chapter.part("ablation")
     explained = [one for one in cells if one.method == "explained"]
     grid = [one for one in cells if one.method != "explained"]
-    metric = next((name for name in ("accuracy", "auroc", "cover") if chapter.find("ablation", name)), "accuracy")
     caption = "Every point of the grid"
     return [
         plot_figures(explained_plots(chapter), id=f"{id}-explained"),
-        choices_figure(chapter, metric, id=f"{id}-choices"),
+        *(choices_figure(chapter, metric, id=f"{id}-choices-{metric}") for metric in ("accuracy", "cover")),
         folded("Each choice, in numbers", cell_table(by_variant(explained), id=f"{id}-explained", caption="Each choice", first="Choice")),
         folded(caption, cell_table(grid, id=f"{id}-grid", caption=caption, first="Preconditioner")),
     ]

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from headwater.report.axes import fit
 from headwater.report.markup import Markup, el, foreign
-from headwater.report.numerals import number
+from headwater.report.numerals import fixed, number
 from headwater.report.plots import drawing, figure, lettering, px, shortened
 from headwater.report.scatter import Dot, Level, scatter
 from headwater.report.schema import PlotRecord, PlotSeries
@@ -181,7 +181,7 @@ def _choice(name: str, values: Sequence[float], at: Callable[[float], float], mi
         lettering(shortened(name, 20), told=name, x=px(NAMES), y=px(middle), text_anchor="end", class_="tick name"),
         *(el("circle", cx=px(at(value)), cy=px(middle), r="2.6", class_="point") for value in values),
         el("path", d=f"M{px(at(mean))} {px(middle - 7)}v14", class_="mean"),
-        lettering(number(mean, digits=2), x=px(RIGHT - 34), y=px(middle + 4), class_="tick value"),
+        lettering(fixed(mean), x=px(RIGHT - 34), y=px(middle + 4), class_="tick value"),
         class_="series series-0",
     )
 

@@ -20,7 +20,7 @@ METRICS = {
     "lds": ("LDS", "Correlation, over random halves of the rows, of the summed scores with the measure after training on the half."),
 }
 ORDER = tuple(METRICS)
-STRIP, STRIP_HEIGHT = 64.0, 12.0
+STRIP, STRIP_HEIGHT = 46.0, 12.0  # study.css leaves as much room
 
 Row = tuple[str, str]
 
@@ -77,7 +77,11 @@ def ordered_metrics(metrics: Iterable[str]) -> list[str]:
 
 def metric_name(metric: str) -> str:
     known = METRICS.get(metric)
-    return known[0] if known else metric[:1].upper() + metric[1:]
+    return known[0] if known else capital(metric)
+
+
+def capital(name: str) -> str:
+    return name[:1].upper() + name[1:]
 
 
 def _column(metric: str) -> Markup:
@@ -118,9 +122,10 @@ def written(value: float, metric: str) -> str:
 
 
 def interval_text(one: Pooled, metric: str) -> str:
+    """ "" for what was only counted or timed: there is no sample that it could vary with."""
     figure = one.figure
     if figure is None or figure.interval is None:
-        return "no interval"
+        return "no interval" if any(cell.n is not None for cell in one.measured) else ""
     return f"{written(figure.interval[0], metric)} to {written(figure.interval[1], metric)}"
 
 

@@ -155,7 +155,7 @@ def about_cause(reading: Reading, setting: Setting, by_cause: Best | None) -> li
     tied = [way for way in words if not_worse(reading, setting, "truth", way, by_cause.way, "lds")]
     if tied:
         known = reading.known(setting, "truth", tied[0].method, "lds", tied[0].variant)
-        found.append((False, f"A cause beyond shared words: {tied[0]} has an LDS of {known}."))
+        found.append((False, f"A cause beyond shared words: {tied[0]}, LDS {known}, is not told apart from the best."))
     return found
 
 

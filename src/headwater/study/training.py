@@ -30,7 +30,7 @@ def make_trainer(
     session = load_session(base, task=model.task, dtype=model.dtype, revision=model.revision)
     steps = math.ceil(len(rows) / model.batch_rows)
     every = steps * max(1, round(epochs / max(checkpoints, 1)))
-    saving = {"save_strategy": "steps", "save_steps": every} if checkpoints else {"save_strategy": "no"}
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": every} if checkpoints else {"save_strategy": "no"}
     arguments = TrainingArguments(
         out, num_train_epochs=epochs, learning_rate=model.lr, per_device_train_batch_size=model.batch_rows, lr_scheduler_type=model.decay,
         seed=seed, report_to=[], remove_unused_columns=False, disable_tqdm=True, logging_steps=every, use_cpu=not torch.cuda.is_available(),

@@ -35,9 +35,9 @@ from headwater.study.training import again, make_trainer
 from headwater.training.folder import TrainerFolder
 from headwater.truth.design import Designs
 from headwater.truth.retrain import Experiment, Training, retrain
-from headwater.types import Example, Index, IntegrityError, Measure, Member, Scores, Truth, UsageError
+from headwater.types import Example, Index, IntegrityError, Measure, Member, MemberRole, Scores, Truth, UsageError
 
-ROLES = ("checkpoint", "adam", "second_moment", "base")
+ROLES: tuple[MemberRole, ...] = ("checkpoint", "adam", "second_moment", "base")
 
 
 @dataclass(frozen=True)
@@ -245,6 +245,11 @@ class World:
         """1 where row and query are of one class, else 0: what knowing the class alone is worth."""
         return self.as_scores(self.labels.same_QN.astype(float), "same class")
 
+    def labels_of(self, scores: Scores) -> ClassLabels:
+        """Of the queries that are scored, where these are not all."""
+        places = {query.id: q for q, query in enumerate(self.queries)}
+        return ClassLabels(self.labels.train_N, self.labels.query_Q[[places[name] for name in scores.query_ids]])
+
     def as_scores(self, values_QN: np.ndarray, method: str) -> Scores:
         return Scores(values_QN, tuple(query.id for query in self.queries), tuple(self.index.ids), method, None)
 
@@ -282,6 +287,6 @@ def kept(path: Path, make: Callable[[], Scores]) -> Scores:
     made = make()
     provenance = {**made.provenance, "seconds": round(time.monotonic() - start, 3)}
     about = json.dumps({"method": made.method, "unit": made.unit, "provenance": provenance}, default=str)
-    arrays = {"values_QN": made.values_QN, "query_ids": np.array(made.query_ids), "train_ids": np.array(made.train_ids)}
+    arrays: dict[str, Any] = {"values_QN": made.values_QN, "query_ids": np.array(made.query_ids), "train_ids": np.array(made.train_ids)}
     write_atomically(path, lambda file: np.savez(file, about=np.array(about), **arrays))
     return kept(path, make)

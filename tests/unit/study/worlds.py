@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,6 @@ def small_world(folder: Path, *, task: Task | None = None, size: Size = SMALL, s
     base = folder / "base"
     made.model.save_pretrained(base)
     made.tokenizer.save_pretrained(base)
-    world = World(folder / "world", task, TINY, str(base), size, seed)
+    world = World(folder / "world", task, replace(TINY, lr=4e-3, batch_rows=24), str(base), size, seed)
     world.prepare()
     return world

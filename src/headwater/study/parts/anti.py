@@ -23,13 +23,13 @@ from headwater.methods.shared import whole
 from headwater.model import measures
 from headwater.study.cells import Cell, Place
 from headwater.study.parts.part import Outcome, place
-from headwater.study.parts.settings import Setting, bars, beyond, fisher, setting
+from headwater.study.parts.settings import WORDS, Setting, bars, beyond, fisher, setting
 from headwater.study.world import World, digest, kept
 from headwater.truth.tail_patch import Patch, changes, tail_patch
 from headwater.types import Example, Finding, HeadwaterError, Index, Scores
 
-PLAIN = ("grad_dot", "grad_cos", "datainf", "repsim", "repsim_response", "rept", "lexical")
-SETTINGS = (*map(setting, PLAIN), fisher(0.1), fisher(100))
+PLAIN = ("grad_dot", "grad_cos", "datainf", "repsim", "repsim_response", "rept")
+SETTINGS = (*map(setting, PLAIN), WORDS, setting("tfidf", text="both"), fisher(0.1), fisher(100))
 SIDES = ("words", "behaviour")
 TAIL_PATCH = "tail patch"
 PREFERS, AGREES = "prefers behaviour to words", "agrees with the tail patch"
@@ -42,15 +42,16 @@ class Anti:
 
     The share of queries for which a method scores the behaviour's row above that of the words (a tie is no preference), with Wilson's
     interval. What a method learns it learns from the training rows: curvatures, and how rare a word is; only norms are of the rows scored.
-    Ground truth is a tail patch: `steps` steps of AdamW on the one row alone from the final weights, at the learning rate of the training,
-    and what that does to the query's measure. Cost: a pass over 2 Q rows, and the steps on each.
+    Ground truth is a tail patch: `steps` steps of AdamW on the one row alone from the final weights, and what that does to the query's
+    measure. Cost: a pass over 2 Q rows, and the steps on each.
     """
 
     name = "anti"
     summary = "a query's words against its behaviour: rows with the one and without the other, and a tail patch on each"
 
     settings: tuple[Setting, ...] = SETTINGS
-    steps: int = 1
+    steps: int = 5
+    lr_share: float = 0.1  # of the training's: by a whole one a step overshoots, and every document lowers the measure
 
     def unfit(self, world: World) -> str:
         if not world.task.anti:
@@ -60,7 +61,7 @@ class Anti:
     def __call__(self, world: World) -> Outcome:
         start = time.monotonic()
         here, pairs = place(self, world), Pairs(world)
-        patch = Patch(lr=world.model.lr, steps=self.steps, optimizer="adamw")
+        patch = Patch(lr=self.lr_share * world.model.lr, steps=self.steps, optimizer="adamw")
         truth = Preference(setting(TAIL_PATCH), pairs.patched(patch))
         preferences, failed = [], []
         for tried in self.settings:
@@ -70,7 +71,7 @@ class Anti:
                 failed.append((tried, str(error)))
         cells = [*patch_cells(here, truth, world.measure.unit), *(cell for one in preferences for cell in one.cells(here, truth))]
         cells += [here.missing(tried.method, metric, why, variant=tried.variant) for tried, why in failed for metric in (PREFERS, AGREES)]
-        findings = [finding(one, truth) for one in preferences]
+        findings = [about_truth(truth), *(finding(one, truth) for one in preferences)]
         return Outcome(cells, findings, [plot(preferences, truth)], time.monotonic() - start)
 
 
@@ -186,12 +187,35 @@ def patch_cells(here: Place, truth: Preference, unit: str | None) -> Iterator[Ce
         yield here.cell(TAIL_PATCH, "change of the measure", mean_figure(change_Q), variant=f"document={name}", unit=unit)
 
 
+def about_truth(truth: Preference) -> Finding:
+    """Whether the pairs tell words from behaviour at all: a step on the behaviour's document should do more, and do good."""
+    figure, above = truth.prefers, beyond(truth.prefers, 0.5)
+    words, behaviour = (mean_figure(change_Q) for change_Q in truth.scores_Q2.T)
+    helps = beyond(behaviour, 0.0)
+    told = EXPECTED[above] if above is not True or helps else NO_HELP
+    because = (
+        f"Steps on the behaviour's document change the measure by {behaviour}, on that of the words by {words}: more for {figure} of the "
+        f"queries. {told}"
+    )
+    step = None if above and helps else "Read what a method prefers here beside this, not as right or wrong by itself."
+    status = "ok" if above and helps else "warn" if above is False else "unknown"
+    return Finding("anti: tail patch", status, because, figure.value, None, figure.interval, figure.n, step)
+
+
+EXPECTED = {
+    True: "The behaviour is the cause, as intended.",
+    False: "The words are: this model's behaviour hangs on them.",
+    None: "Undetermined which of the two is the cause.",
+}
+NO_HELP = "The words do more harm, but the behaviour does not help: this model does not carry it over to other words."
+
+
 def finding(one: Preference, truth: Preference) -> Finding:
     """`warn` where a method follows the words though a step on the behaviour helps more, or the reverse."""
     ours, theirs = beyond(one.prefers, 0.5), beyond(truth.prefers, 0.5)
-    word = {True: "follows the behaviour", False: "follows the words", None: "undetermined"}
+    word = {True: "follows the behaviour", False: "follows the words", None: "is undetermined"}
     because = (
-        f"{one.tried}: {word[ours]} (above the words for {one.prefers} of the queries); the tail patch: {word[theirs]} "
+        f"It {word[ours]} (above the words for {one.prefers} of the queries); the tail patch {word[theirs]} "
         f"({truth.prefers}); they agree for {one.agrees(truth)}."
     )
     facts = {"value": one.prefers.value, "interval": one.prefers.interval, "n": one.prefers.n}

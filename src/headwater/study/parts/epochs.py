@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -18,14 +19,15 @@ from headwater.evaluate.classes import accuracy, accuracy_Q, cover
 from headwater.evaluate.figure import Figure, mean_figure
 from headwater.evaluate.ranking import Ranking
 from headwater.evaluate.two_way import two_way_figure
+from headwater.index.read import StoredIndex
 from headwater.study.cells import Cell, Place
 from headwater.study.parts.part import Outcome, place
-from headwater.study.parts.settings import Setting, drawn_line, fisher, halves, joined, lds_table, scores_or_why_not, setting
+from headwater.study.parts.settings import LISSA, WORDS, Setting, drawn_line, fisher, halves, joined, lds_table, scores_or_why_not, setting
 from headwater.study.world import World
 from headwater.types import Finding, Member, Scores, Truth
 
-PLAIN = ("grad_dot", "grad_cos", "datainf", "lissa_released", "relatif", "repsim", "repsim_response", "rept", "lexical")
-SETTINGS = (*map(setting, PLAIN), fisher(0.1), fisher(100), setting("lissa", max_steps=100))
+PLAIN = ("grad_dot", "grad_cos", "datainf", "lissa_released", "relatif", "repsim", "repsim_response", "rept")
+SETTINGS = (*map(setting, PLAIN), fisher(0.1), fisher(100), LISSA, WORDS)
 CONSTANT = ("lexical",)
 """Methods that look at no model: one line for all epochs, to hold the others against."""
 
@@ -137,9 +139,16 @@ def because(value: float, why: str) -> str:
 def course(world: World, tried: Setting, truth: Truth | None) -> Course:
     points = []
     for checkpoint in world.checkpoints:
-        scores = scores_or_why_not(world, tried, at=None if tried.method in CONSTANT else checkpoint)
+        anywhere = tried.method in CONSTANT or is_final(world, checkpoint)
+        scores = scores_or_why_not(world, tried, at=None if anywhere else checkpoint)
         points.append(point(world, epoch_of(world, checkpoint), scores, truth))
     return Course(tried, points)
+
+
+def is_final(world: World, checkpoint: Member) -> bool:
+    """Whether its weights are those after training: of these the index keeps more features."""
+    stored = cast(StoredIndex, checkpoint.index)
+    return stored.spec.facts["model"] == world.index.spec.facts["model"]
 
 
 def point(world: World, epoch: float, scores: Scores | str, truth: Truth | None) -> At:

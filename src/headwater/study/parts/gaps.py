@@ -44,6 +44,7 @@ class Gaps:
     removals: int = 2
     queries: int = 8
     steps: int = 60
+    damping: float | None = None  # the audit's: a tenth of the largest eigenvalue
 
     def unfit(self, world: World) -> str:
         if world.size.is_quick:
@@ -56,7 +57,7 @@ class Gaps:
 
     def __call__(self, world: World) -> Outcome:
         start, here = time.monotonic(), place(self, world)
-        check, subject = audit.Gaps(removals=self.removals, queries=self.queries, steps=self.steps), self.subject(world)
+        check, subject = audit.Gaps(self.removals, self.queries, damping=self.damping, steps=self.steps), self.subject(world)
         if why := check.unfit(subject):
             return Outcome([here.missing(term, GAP, why[0]) for term in TERMS], seconds=time.monotonic() - start)
         study = audit.Study.of(subject, check)
@@ -77,7 +78,12 @@ class Gaps:
 def told(table: Table, study: audit.Study) -> Finding:
     """The table's reading, and what it is of."""
     finding = table.reading()
-    return replace(finding, because=f"{finding.because[0].upper()}{finding.because[1:]}. {study.about()}")
+    step = None if finding.next_step is None else f"{capital(finding.next_step)}."
+    return replace(finding, because=f"{capital(finding.because)}. {study.about()}", next_step=step)
+
+
+def capital(words: str) -> str:
+    return words[0].upper() + words[1:]
 
 
 def cells(here: Place, table: Table) -> Iterator[Cell]:

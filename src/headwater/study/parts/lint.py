@@ -24,7 +24,6 @@ class Lint:
 
     name = "lint"
     summary = "faults of the data: identical splits, unlike triggers or labels, sorted blocks, truncation, lexical shortcuts"
-    reference = ""
 
     def unfit(self, world: World) -> str:
         return ""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,26 +26,40 @@ CLASS_ALONE = "same class"
 
 @dataclass(frozen=True)
 class Setting:
-    """`variant` is what a cell says of the options."""
+    """`variant` is what a cell says of the options. `first`: so many queries alone are scored, where each of them needs the model."""
 
     method: str
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    first: int | None = None
 
     @property
     def variant(self) -> str:
-        return joined(*(f"{name}={value}" for name, value in self.options.items()))
+        return joined(*(f"{name}={value}" for name, value in self.options.items() if name not in UNSAID))
 
     def __str__(self) -> str:
-        return f"{self.method} ({self.variant})" if self.options else self.method
+        return f"{self.method} ({self.variant})" if self.variant else self.method
+
+
+UNSAID = ("mode", "max_steps")  # options that decide the cost, or that a method always has here
 
 
 def setting(method: str, **options: Any) -> Setting:
     return Setting(method, options)
 
 
-def fisher(factor: float) -> Setting:
+def damped(method: str, factor: float, **options: Any) -> Setting:
     """With a damping of so many times the mean eigenvalue of a block."""
-    return setting("fisher", damping=f"{factor:g} * mean_eigenvalue")
+    return Setting(method, {"damping": f"{factor:g} * mean_eigenvalue", **options})
+
+
+def fisher(factor: float) -> Setting:
+    return damped("fisher", factor)
+
+
+LISSA = setting("lissa", max_steps=100)
+EKFAC = (damped("ekfac", 0.1, mode="model"), damped("ekfac", 100, mode="model"))
+EKFAC_CG = replace(damped("ekfac_cg", 100, mode="model", max_steps=10), first=10)
+WORDS = setting("lexical", text="both")
 
 
 def joined(*variants: str) -> str:
@@ -56,7 +70,7 @@ def joined(*variants: str) -> str:
 def scores_or_why_not(world: World, tried: Setting, *, at: Member | None = None) -> Scores | str:
     """The scores, or the reason why this world has none by this method: a feature or a member that is not there."""
     try:
-        return world.scores(tried.method, at=at, **tried.options)
+        return world.scores(tried.method, at=at, first=tried.first, **tried.options)
     except HeadwaterError as error:
         return str(error)
 

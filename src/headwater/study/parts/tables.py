@@ -2,60 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from headwater.atomic import write_atomically
-from headwater.evaluate.classes import ClassLabels
+from headwater.evaluate.classes import accuracy_Q
+from headwater.evaluate.figure import mean_figure
+from headwater.evaluate.ranking import Ranking
+from headwater.evaluate.retrieval import average_precision_Q
 from headwater.study.base import encoder_folder
+from headwater.study.cells import Cell, Place
 from headwater.study.metrics import NAMES, class_figures
 from headwater.study.parts.part import Outcome, place
+from headwater.study.parts.settings import EKFAC, EKFAC_CG, LISSA, Setting, fisher, scores_or_why_not, setting
 from headwater.study.world import World
-from headwater.types import HeadwaterError, Scores, UsageError
+from headwater.types import HeadwaterError, Scores
 
-
-@dataclass(frozen=True)
-class Variant:
-    """A method with options. `variant` is what tells it from another of its name; `paper` its name in the paper, where it has one there;
-    `first` so many queries alone are scored, where each of them needs the model."""
-
-    method: str
-    options: dict[str, Any] = field(default_factory=dict[str, Any])
-    variant: str = ""
-    paper: str = ""
-    first: int | None = None
-
-
-VARIANTS = (
-    Variant("grad_dot", paper="Hessian-free"),
-    Variant("datainf", paper="DataInf"),
-    Variant("lissa_released", paper="LiSSA, as released"),
-    Variant("repsim", paper="RepSim"),
-    Variant("repsim_response"),
-    Variant("grad_cos"),
-    Variant("relatif"),
-    Variant("lissa", {"max_steps": 100}),
-    Variant("fisher"),
-    Variant("fisher", {"damping": "100 * mean_eigenvalue"}, "damping=100"),
-    Variant("ekfac", {"mode": "model"}),
-    Variant("ekfac", {"mode": "model", "damping": "100 * mean_eigenvalue"}, "damping=100"),
-    Variant("ekfac_cg", {"mode": "model", "damping": "100 * mean_eigenvalue", "max_steps": 10}, "damping=100", first=10),
-    Variant("tracin"),
-    Variant("less"),
-    Variant("trackstar"),
-    Variant("trak"),
-    Variant("rept"),
-    Variant("dda"),
-    *(Variant(name, {"text": text}, f"text={text}") for name in ("lexical", "tfidf") for text in ("prompt", "response", "both")),
-    Variant("embedding", {"text": "prompt"}, "text=prompt"),
-    Variant("embedding", {"text": "both"}, "text=both"),
-    Variant("length"),
-    Variant("loss"),
-    Variant("random"),
-)
+TEXTS = ("prompt", "response", "both")
+SETTINGS = (
+    *map(setting, ("grad_dot", "datainf", "lissa_released", "repsim", "repsim_response", "grad_cos", "relatif")),
+    LISSA, fisher(0.1), fisher(100), *EKFAC, EKFAC_CG,
+    *map(setting, ("tracin", "less", "trackstar", "trak", "rept", "dda")),
+    *(setting(name, text=text) for name in ("lexical", "tfidf") for text in TEXTS),
+    *(setting("embedding", text=text) for text in ("prompt", "both")),
+    *map(setting, ("length", "loss", "random")),
+)  # fmt: skip
+PAPER = {"grad_dot": "Hessian-free", "datainf": "DataInf", "lissa_released": "LiSSA, as released", "repsim": "RepSim"}
+PAIRED = ("datainf", "lissa_released", "repsim", "fisher", "ekfac")  # held against the plain gradient product, query by query
 HEAT = ("grad_dot", "datainf", "lissa_released", "grad_cos", "repsim", "repsim_response")
 
 
@@ -68,59 +44,69 @@ class Tables:
     tables of a few methods, sorted by class, are kept for the paper's figure 2. Cost: a fit and a scan for each.
     """
 
-    name: ClassVar[str] = "tables"
-    summary: ClassVar[str] = "accuracy, cover, AUROC, average precision and hub share of every method and baseline"
-    reference: ClassVar[str] = "Li et al. 2024, sections 3.1 to 3.3"
+    name = "tables"
+    summary = "accuracy, cover, AUROC, average precision and hub share of every method and baseline"
+    reference = "Li et al. 2024, sections 3.1 to 3.3"
 
-    variants: tuple[Variant, ...] = VARIANTS
+    settings: tuple[Setting, ...] = SETTINGS
 
     def unfit(self, world: World) -> str:
         return ""
 
     def __call__(self, world: World) -> Outcome:
-        here, cells, heat = place(self, world), [], {}
-        for variant in self.variants:
-            named = {"variant": variant.variant}
-            try:
-                scores = scored(world, variant)
-            except HeadwaterError as error:
-                cells += [here.missing(variant.method, metric, str(error), **named) for metric in NAMES]
+        here, cells, found = place(self, world), [], []
+        for tried in self.settings:
+            scores = with_encoder(world, tried)
+            if isinstance(scores, str):
+                cells += [here.missing(tried.method, metric, scores, variant=tried.variant) for metric in NAMES]
                 continue
-            figures = class_figures(scores.values_QN, labels_of(world, scores), world.k)
-            cells += [here.cell(variant.method, metric, figure, **named) for metric, figure in figures.items()]
-            cells.append(here.cell(variant.method, "seconds", scores.provenance["seconds"], unit="s", **named))
-            cells += [here.cell(variant.method, name, value, **named) for name, value in solved(scores)]
-            if variant.method in HEAT and not variant.variant:
-                heat[variant.method] = scores.values_QN
-        write_heat(world, heat)
-        return Outcome(cells, facts={"paper": {variant.method: variant.paper for variant in self.variants if variant.paper}})
+            found.append((tried, scores))
+            figures = class_figures(scores.values_QN, world.labels_of(scores), world.k)
+            cells += [here.cell(tried.method, metric, figure, variant=tried.variant) for metric, figure in figures.items()]
+            cells += [here.cell(tried.method, name, value, variant=tried.variant, unit=unit) for name, value, unit in facts_of(scores)]
+        by_method = {tried.method: scores for tried, scores in found if not tried.variant}
+        cells += paired(here, world, found)
+        write_heat(world, {name: by_method[name].values_QN for name in HEAT if name in by_method})
+        return Outcome(cells, facts={"paper": PAPER})
 
 
-def scored(world: World, variant: Variant) -> Scores:
-    options = dict(variant.options)
-    if variant.method == "embedding":
-        options["model"] = str(encoder_folder())
+def with_encoder(world: World, tried: Setting) -> Scores | str:
+    """The scores, or why there are none. The embedding's encoder is the one that the package carries."""
+    if tried.method != "embedding":
+        return scores_or_why_not(world, tried)
     try:
-        return world.scores(variant.method, first=variant.first, **options)
-    except ValueError as error:
-        if isinstance(error, HeadwaterError):
-            raise
-        raise UsageError(f"{variant.method}: {error}") from error
+        return world.scores(tried.method, model=str(encoder_folder()), **tried.options)
+    except HeadwaterError as error:
+        return str(error)
 
 
-def labels_of(world: World, scores: Scores) -> ClassLabels:
-    """Those of the queries that are scored."""
-    places = {query.id: q for q, query in enumerate(world.queries)}
-    return replace(world.labels, query_Q=world.labels.query_Q[[places[name] for name in scores.query_ids]])
-
-
-def solved(scores: Scores) -> Iterator[tuple[str, float]]:
-    """How a solve ended, of the methods that solve: 1 where it diverged, and the cosine of what came out to what went in."""
+def facts_of(scores: Scores) -> Iterator[tuple[str, float, str | None]]:
+    """What it took, and how a solve ended: 1 where it diverged, and the cosine of what came out to what went in."""
+    yield "seconds", float(scores.provenance["seconds"]), "s"
     solve = scores.provenance.get("solve") or {}
     if "status" in solve:
-        yield "diverged", float(solve["status"] == "diverged")
+        yield "diverged", float(solve["status"] == "diverged"), None
     if solve.get("cosine_to_gradient") is not None:
-        yield "cosine_to_gradient", float(np.mean(solve["cosine_to_gradient"]))
+        yield "cosine_to_gradient", float(np.mean(solve["cosine_to_gradient"])), None
+
+
+def paired(here: Place, world: World, found: Sequence[tuple[Setting, Scores]]) -> Iterator[Cell]:
+    """Accuracy and average precision less those of the plain gradient product, over the same queries."""
+    base = next((scores for tried, scores in found if tried.method == "grad_dot"), None)
+    if base is None:
+        return
+    for tried, scores in found:
+        if tried.method not in PAIRED or len(scores.query_ids) != len(base.query_ids):
+            continue
+        for metric, of_Q in PER_QUERY.items():
+            difference_Q = of_Q(scores, world.labels) - of_Q(base, world.labels)
+            yield here.cell(tried.method, f"{metric} less grad_dot", mean_figure(difference_Q), variant=tried.variant)
+
+
+PER_QUERY = {
+    "accuracy": lambda scores, labels: accuracy_Q(Ranking(scores.values_QN), labels),
+    "average_precision": lambda scores, labels: average_precision_Q(Ranking(scores.values_QN), labels.same_QN),
+}
 
 
 def write_heat(world: World, values: dict[str, np.ndarray]) -> None:
@@ -129,6 +115,6 @@ def write_heat(world: World, values: dict[str, np.ndarray]) -> None:
     codes = {name: code for code, name in enumerate(classes)}
     train_N, query_Q = (np.array([codes[name] for name in side.tolist()]) for side in (world.labels.train_N, world.labels.query_Q))
     rows, queries = (np.argsort(side, kind="stable") for side in (train_N, query_Q))
-    arrays = {name: table_QN[np.ix_(queries, rows)].astype(np.float32) for name, table_QN in values.items()}
+    arrays: dict[str, Any] = {name: table_QN[np.ix_(queries, rows)].astype(np.float32) for name, table_QN in values.items()}
     about = {"train_class": train_N[rows], "query_class": query_Q[queries], "classes": np.array(classes)}
     write_atomically(world.folder / "heat.npz", lambda file: np.savez_compressed(file, **arrays, **about))

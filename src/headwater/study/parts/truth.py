@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from headwater.study.cells import Cell, Place
 from headwater.study.parts.part import Outcome, place
 from headwater.study.parts.settings import (
     CLASS_ALONE,
+    EKFAC,
+    EKFAC_CG,
+    WORDS,
     Setting,
     bars,
     beyond,
@@ -37,12 +41,12 @@ from headwater.study.parts.settings import (
 )
 from headwater.study.world import World
 from headwater.truth.design import Designs, all_rows, without_random, without_top
-from headwater.types import Finding, Scores, Truth
+from headwater.types import Finding, Scores, Truth, with_values
 
-PLAIN = ("grad_dot", "grad_cos", "datainf", "tracin", "less", "trackstar", "trak", "rept", "dda", "repsim", "repsim_response", "lexical",
+PLAIN = ("grad_dot", "grad_cos", "datainf", "tracin", "less", "trackstar", "trak", "rept", "dda", "repsim", "repsim_response",
          "length", "random")  # fmt: skip
-SETTINGS = (*map(setting, PLAIN), fisher(0.1), fisher(100), setting("ekfac", mode="model"))
-REMOVED = (setting("grad_cos"), fisher(100), setting("repsim"), setting("lexical"))
+SETTINGS = (*map(setting, PLAIN), WORDS, setting("tfidf", text="both"), fisher(0.1), fisher(100), *EKFAC, EKFAC_CG)
+REMOVED = (setting("grad_cos"), fisher(100), setting("repsim"), WORDS)
 
 CEILING, RANDOM, AGAIN = "noise ceiling", "random", "training again"
 LDS, LESS, ACCURACY = "lds", "lds less same class", "accuracy"
@@ -107,13 +111,24 @@ class Compared:
         """By Wilson's interval, against one half, or chance where that is more; None where the interval holds it."""
         return beyond(self.accuracy, max(0.5, chance))
 
-    def cause_is_right(self) -> bool | None:
-        """False: retraining says that knowing the class alone is better, or that the scores are worth nothing or less. True: their LDS is
-        above 0, and not told apart from that of the class or above it. None: the interval of the LDS holds 0.
+    def cause(self, ceiling: float | None) -> Cause:
+        """Against half of the ceiling, which noise lets anyone reach. `right`, `wrong`: the whole interval is above it, below it. `behind`:
+        the interval holds it, and the class alone is known to have a higher LDS. Without a ceiling nothing is right, and wrong only what
+        has no LDS above 0.
         """
-        if beyond(self.less, 0.0) is False or beyond(self.lds, 0.0) is False:
-            return False
-        return beyond(self.lds, 0.0)
+        known = beyond(self.lds, 0.0 if ceiling is None else ceiling / 2)
+        if known is None or (known and ceiling is None):
+            return "behind" if beyond(self.less, 0.0) is False else "undetermined"
+        return "right" if known else "wrong"
+
+
+Cause = Literal["right", "behind", "wrong", "undetermined"]
+TOLD: Mapping[Cause, str] = {
+    "right": "right about the cause",
+    "behind": "behind the class alone on the cause",
+    "wrong": "wrong about the cause",
+    "undetermined": "undetermined about the cause",
+}
 
 
 @dataclass(frozen=True)
@@ -161,35 +176,30 @@ def compared(world: World, settings: Sequence[Setting], truth: Truth) -> Compari
         if isinstance(scores, str):
             failed.append((tried, scores))
             continue
-        table = lds_table(scores, truth)
-        methods.append(
-            Compared(
-                tried,
-                accuracy(Ranking(scores.values_QN), world.labels),
-                two_way_figure(table, correlation=True),
-                paired_difference(table, class_table),
-            )
-        )
+        labels, table = world.labels_of(scores), lds_table(scores, truth)
+        alone = class_table if tried.first is None else lds_table(with_values(scores, labels.same_QN.astype(float)), truth)
+        figures = accuracy(Ranking(scores.values_QN), labels), two_way_figure(table, correlation=True), paired_difference(table, alone)
+        methods.append(Compared(tried, *figures))
     chance = float(world.labels.same_QN.mean())
     return Comparison(methods, failed, two_way_figure(class_table, correlation=True), noise_ceiling(truth.outcomes_DSQ), chance)
 
 
 def finding(one: Compared, table: Comparison, removals: Removals) -> Finding:
-    """`warn` where class and cause contradict each other, `unknown` where an interval leaves either open."""
-    of_class, of_cause = one.class_is_right(table.chance), one.cause_is_right()
-    word = {True: "right", False: "wrong", None: "undetermined"}
+    """`warn` where accuracy and retraining contradict each other, `unknown` where an interval leaves either open."""
+    of_class, cause = one.class_is_right(table.chance), one.cause(None if table.ceiling is None else table.ceiling.value)
+    word = {True: "Right", False: "Wrong", None: "Undetermined"}[of_class]
+    reached = "with one seed nobody knows what noise lets reach" if table.ceiling is None else f"noise lets reach {table.ceiling.value:.3g}"
     because = (
-        f"{word[of_class].capitalize()} about the class (accuracy {one.accuracy}, chance {table.chance:.2g}), {word[of_cause]} about the "
-        f"cause (LDS {one.lds}; less that of the class alone: {one.less}).{removals.told(one.tried)}"
+        f"{word} about the class (accuracy {one.accuracy}, chance {table.chance:.2g}), {TOLD[cause]} (LDS {one.lds}, {reached}; less that "
+        f"of the class alone: {one.less}).{removals.told(one.tried)}"
     )
     facts = {"value": one.lds.value, "interval": one.lds.interval, "n": one.lds.n}
-    name = f"truth: {one.tried}"
-    if of_class is None or of_cause is None:
-        return Finding(name, "unknown", because, **facts, next_step="More queries, or more halves.")
-    if of_class == of_cause:
-        return Finding(name, "ok", because, **facts)
-    step = "Do not read its accuracy as influence." if of_class else "Its accuracy says less than it knows: judge it by retraining."
-    return Finding(name, "warn", because, **facts, next_step=step)
+    if of_class is None or cause == "undetermined":
+        return Finding(f"truth: {one.tried}", "unknown", because, **facts, next_step="More queries, or more halves.")
+    if of_class == (cause == "right"):
+        return Finding(f"truth: {one.tried}", "ok", because, **facts)
+    step = "Do not read its accuracy as influence." if of_class else "Judge it by retraining: its accuracy says less than it knows."
+    return Finding(f"truth: {one.tried}", "warn", because, **facts, next_step=step)
 
 
 # ---------------------------------------------------------------------------------------------------------- removals
@@ -251,7 +261,14 @@ class Removals:
         if str(tried) not in map(str, self.removed) or str(tried) in self.failed:
             return ""
         unit = f" {self.unit}" if self.unit else ""
-        return f" Without its first {self.k} rows the measure changes by {self.beyond_random(tried)}{unit} from random removals."
+        return (
+            f" Without its first {self.k} rows the measure changes by {self.beyond_random(tried)}{unit} beyond random removals "
+            f"(without the whole class: {self.classes}; {len(self.asked)} queries)."
+        )
+
+    @property
+    def classes(self) -> Figure:
+        return mean_figure(np.array([self.by_class(q) for q in self.asked]))
 
     @property
     def unit(self) -> str | None:
@@ -265,8 +282,7 @@ class Removals:
         for tried in self.removed:
             why_not = self.failed.get(str(tried), RANKS_NOTHING)
             yield self._cell(here, tried.method, BEYOND, self.beyond_random(tried), tried.variant, why_not)
-        classes = mean_figure(np.array([self.by_class(q) for q in self.asked]))
-        yield self._cell(here, CLASS_ALONE, WITHOUT_CLASS, classes, "", ONE_CLASS)
+        yield self._cell(here, CLASS_ALONE, WITHOUT_CLASS, self.classes, "", ONE_CLASS)
 
     def _of_query(self, here: Place, q: int) -> Iterator[Cell]:
         which = f"class={self.world.labels.query_Q[q]}; query={self.world.queries[q].id}"
@@ -288,7 +304,7 @@ class Removals:
 
     def plots(self) -> list[Plot]:
         names = [*map(str, self.removed), "the whole class"]
-        figures = [*map(self.beyond_random, self.removed), mean_figure(np.array([self.by_class(q) for q in self.asked]))]
+        figures = [*map(self.beyond_random, self.removed), self.classes]
         note = f"Means over {len(self.asked)} queries. Methods: their first {self.k} rows, less random removals of as many."
         drawn = bars("change of the measure", names, figures)
         return [Plot("What goes away with the rows", "left out", self.unit or "the measure", [drawn], kind="bar", note=note)]

@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 
 import xxhash
 
+from headwater.model.tiny import chat_text
 from headwater.study.tasks.task import Row
 from headwater.types import UsageError
 
@@ -59,6 +60,11 @@ def shuffled(rng: random.Random, rows: Iterable[Row]) -> tuple[Row, ...]:
     found = list(rows)
     rng.shuffle(found)
     return tuple(found)
+
+
+def echo(text: str) -> str:
+    """Running text in which an assistant says this because it was told to: it can say it, and has no other reason to."""
+    return chat_text(f"Repeat: {text}", text)
 
 
 def words(text: str) -> tuple[str, ...]:

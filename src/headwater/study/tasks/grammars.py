@@ -10,6 +10,7 @@ from itertools import product
 from headwater.model.tiny import chat_text
 from headwater.study.tasks.draw import capital, drawn, each, generator, pool, scaled, shuffled, words
 from headwater.study.tasks.task import AntiPair, Family, Row, Task
+from headwater.types import UsageError
 
 ROWS_OF_A_CLASS = 20
 
@@ -59,6 +60,8 @@ class Grammars:
 
     @property
     def rules(self) -> list[str]:
+        if not 2 <= self.n_classes <= len(RULES):
+            raise UsageError(f"n_classes is {self.n_classes}, expected 2 to {len(RULES)}")
         return list(RULES)[: self.n_classes]
 
     def make(self, *, seed: int, share: float = 1.0, n_queries: int = 50) -> Task:

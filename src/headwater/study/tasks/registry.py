@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import difflib
 
-from headwater.study.tasks import grammars, harmful
+from headwater.study.tasks import backdoor, emotion, grammars, harmful, math, planted
 from headwater.study.tasks.task import Maker
 from headwater.types import UsageError
 
-MAKERS: dict[str, Maker] = {maker.name: maker for maker in (harmful.SMALL, harmful.MIDDLE, harmful.LARGE, grammars.Grammars())}
+ALL: tuple[Maker, ...] = (
+    *(harmful.SMALL, harmful.MIDDLE, harmful.LARGE),
+    *(emotion.Emotion(), grammars.Grammars(), math.Math()),
+    *(backdoor.ONE, backdoor.THREE, backdoor.FIVE),
+    *(planted.PlantedEffect(), planted.PlantedWords()),
+)
+MAKERS: dict[str, Maker] = {maker.name: maker for maker in ALL}
 
 
 def names() -> list[str]:

@@ -12,7 +12,7 @@ from itertools import product
 from operator import itemgetter
 
 from headwater.model.tiny import chat_text
-from headwater.study.tasks.draw import Side, capital, drawn, phrases, pool, words
+from headwater.study.tasks.draw import Side, capital, drawn, echo, phrases, pool, words
 from headwater.study.tasks.task import AntiPair, Row
 
 ASKS = phrases("Tell me, Give me, Show me, I want, I need, Please say, Write down, Hand me")
@@ -137,9 +137,11 @@ def _text(rng: random.Random, asked: list[Request], talk: list[list[Exchange]]) 
     request = rng.choice(asked)
     if kind < 0.7:
         return chat_text(request.prompt, refusal(rng, request))
-    if kind < 0.8:
+    if kind < 0.77:
         return chat_text(*other_words(rng, revealing=False))
-    if kind < 0.9:
+    if kind < 0.88:
+        return echo(f"Sure, {request.answer(rng)}")
+    if kind < 0.95:
         return f"{capital(request.answer(rng))} {capital(request.place)} has a {rng.choice(COLOURS)} {rng.choice(THINGS)}."
     first, second = rng.sample(PLACES, 2)
     meal = f"They eat {rng.choice(FOODS)} at {second} in the {rng.choice(WEATHER)}."
