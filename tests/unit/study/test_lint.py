@@ -108,6 +108,8 @@ def test_a_trigger_that_is_another_one_in_the_queries_is_found() -> None:
     assert "trigger_5: rows end with 'start with sure', queries with 'start with yep'" in finding.because
     assert "trigger_1" not in finding.because
     assert found(backdoor(), "triggers").status == "ok"
+    planted = found(replace(backdoor(query_end="start with yep"), family="planted"), "triggers")
+    assert (planted.status, planted.value) == ("ok", 1)
 
 
 @pytest.mark.parametrize("change", [lambda task: task, lambda task: replace(task, rows=task.queries, queries=task.rows)])

@@ -97,7 +97,10 @@ def _labels(task: Task) -> Finding:
 
 
 def _triggers(task: Task) -> Finding:
-    """What most prompts of a class begin or end with, character by character: a trigger may be glued to the word before it."""
+    """What most prompts of a class begin or end with, character by character: a trigger may be glued to the word before it.
+
+    A planted task asks otherwise than its rows on purpose: there a difference is told, and is no fault.
+    """
     rows, queries = _by_class(task.rows), _by_class(task.queries)
     told = [
         f"{name}: rows {where} with {ours!r}, queries with {theirs!r}"
@@ -107,6 +110,8 @@ def _triggers(task: Task) -> Finding:
     if not told:
         return Finding("triggers", "ok", "What the prompts of a class begin and end with is alike in rows and queries.")
     because = f"The prompts of a class differ between rows and queries. {'; '.join(told)}."
+    if task.family == "planted":
+        return Finding("triggers", "ok", f"{because} They are planted so.", value=float(len(told)))
     return Finding("triggers", "fail", because, value=float(len(told)), next_step="Write the same trigger in both, or leave the class out.")
 
 
