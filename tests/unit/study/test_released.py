@@ -60,7 +60,8 @@ def test_siblings_are_the_others_that_can_be_read(tmp_path: Path) -> None:
     write(tmp_path, "two", table("row"), table("query"))
     write(tmp_path, "broken", table("row"), None)
     assert [task.name for task in released.siblings(tmp_path / "one")] == ["two"]
-    assert [task.name for task in released.siblings(tmp_path / "two-train.parquet")] == ["one"]
+    (one,) = released.siblings(tmp_path / "two-train.parquet", share=0.5, n_queries=2)
+    assert (one.name, len(one.rows), len(one.queries)) == ("one", 10, 2)
 
 
 def test_harmful_data_has_as_many_places_as_harmful_rows(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -63,18 +64,13 @@ def read(source: str | Path, *, share: float = 1.0, n_queries: int | None = None
     return Task(name, family, kept, asked, k=k, source=str(source))
 
 
-def siblings(source: str | Path) -> list[Task]:
-    """The other data sets that lie beside this one, whole. What cannot be read is left out: it is not what was asked for."""
-    here = Path(source).resolve()
-    return list(_readable(path for path in _sources(here.parent) if path != here))
-
-
-def _readable(sources: Iterator[Path]) -> Iterator[Task]:
-    for source in sources:
-        try:
-            yield read(source)
-        except DataError:
-            continue
+def siblings(source: str | Path, *, share: float = 1.0, n_queries: int | None = None) -> list[Task]:
+    """The other data sets that lie beside this one. What cannot be read is left out: it is not what was asked for."""
+    here, found = Path(source).resolve(), list[Task]()
+    for other in _sources(here.parent):
+        with contextlib.suppress(DataError):
+            found += [read(other, share=share, n_queries=n_queries)] if other != here else []
+    return found
 
 
 def _sources(folder: Path) -> Iterator[Path]:
