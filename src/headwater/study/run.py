@@ -34,7 +34,7 @@ from headwater.study.parts.part import Outcome, Part, place
 from headwater.study.tasks import registry as tasks
 from headwater.study.tasks import released
 from headwater.study.world import QUICK, Size, World
-from headwater.types import HeadwaterError, IntegrityError, UsageError
+from headwater.types import HeadwaterError, UsageError
 
 FORMAT = 1
 STUDY, CELLS = "study.json", "cells.parquet"
@@ -172,6 +172,8 @@ def part_path(world: World, name: str) -> Path:
 
 
 def _run_all(worlds: Sequence[World], named: Sequence[str], processes: int) -> None:
+    for world in worlds:
+        world.claim()
     paths = [part_path(world, name) for world in worlds for name in named]
     for path in paths:
         if path.exists() and read_json(path, way_out="Remove it to measure this part again.").get("failed"):
@@ -226,8 +228,6 @@ def measure(world: World, named: Sequence[str]) -> Iterator[Path]:
     try:
         with quiet():
             world.prepare()
-    except IntegrityError:
-        raise
     except Exception as error:
         failed = f"the model could not be trained or indexed: {told(error)}"
     for name in named:

@@ -74,8 +74,8 @@ class World:
 
     # ------------------------------------------------------------------------------------------------------- making it
 
-    def prepare(self) -> None:
-        """Train and index, unless that is done. Raises IntegrityError where the folder is of another world."""
+    def claim(self) -> None:
+        """Take the folder. Raises IntegrityError where it is another world's."""
         settings = {"task": self.task.name, "source": self.task.source, "model": asdict(self.model), "base": self.base, "seed": self.seed,
                     "size": asdict(self.size), "rows": digest([asdict(row) for row in self.task.rows])}  # fmt: skip
         settings, path = json.loads(json.dumps(settings, default=str)), self.folder / "world.json"
@@ -83,6 +83,10 @@ class World:
             differ = [name for name in settings if there.get(name) != settings[name]]
             raise IntegrityError(f"{self.folder} was begun with another {' and '.join(differ)}: choose another --out, or remove the folder")
         write_json(path, settings)
+
+    def prepare(self) -> None:
+        """Train and index, unless that is done."""
+        self.claim()
         write_lines(self.rows_path, [asdict(row) for row in self.task.rows])
         write_lines(self.queries_path, [self._query(q, row) for q, row in enumerate(self.task.queries)])
         for name, stage in (("train", self._train), ("index", self._index)):

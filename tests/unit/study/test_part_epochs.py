@@ -19,7 +19,7 @@ from headwater.study.parts.settings import halves, lds_table, setting
 from headwater.study.world import World
 from headwater.truth.retrain import measured
 
-PART = Epochs(settings=(setting("grad_dot"), setting("rept"), setting("lexical"), setting("lissa", max_steps=5)))
+PART = Epochs(settings=(setting("grad_dot"), setting("rept"), setting("lexical"), setting("lissa", damping=0.5, max_steps=5)))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_what_a_checkpoint_does_not_keep_is_an_empty_cell(outcome: Outcome) -> N
 
 
 def test_options_stand_before_the_epoch(outcome: Outcome) -> None:
-    assert found(outcome, "lissa", ACCURACY, "max_steps=5; epoch=2").value is not None
+    assert found(outcome, "lissa", ACCURACY, "damping=0.5; epoch=2").value is not None
 
 
 def test_losses_are_those_of_the_model_a_target(world: World, outcome: Outcome) -> None:

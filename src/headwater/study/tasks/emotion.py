@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 
 from headwater.model.tiny import chat_text
@@ -23,19 +23,19 @@ FEELINGS: dict[str, tuple[str, ...]] = {
     "surprised": words("amazed stunned puzzled struck dazed startled curious speechless"),
 }
 OPENINGS = phrases("i feel, i am, i was, it left me, she made me feel, they got me")
-ENDINGS = phrases("about the long day, at the door, in my own house, after the call, for a while, on the way home, with my friends")
+PLACES = phrases("all day long, at the door, in my own house, after the call, for a while, on the way home, with my friends")
 
 
 @dataclass(frozen=True)
 class Sentence:
     feeling: str
+    place: str
     opening: str
     cues: tuple[str, str]
-    ending: str
 
     @property
     def text(self) -> str:
-        return f"{self.opening} {' and '.join(self.cues)} {self.ending}"
+        return f"{self.place} {self.opening} {' and '.join(self.cues)}"
 
     def row(self, label: str) -> Row:
         return Row(f"Feeling? {self.text}", f"{label}.", label)
@@ -44,7 +44,7 @@ class Sentence:
 def sentences(where: Side) -> dict[str, list[Sentence]]:
     """Every sentence of one side, by feeling."""
     made = {
-        feeling: [Sentence(feeling, *parts) for parts in product(OPENINGS, combinations(cues, 2), ENDINGS)]
+        feeling: [Sentence(feeling, *parts) for parts in product(PLACES, OPENINGS, combinations(cues, 2))]
         for feeling, cues in FEELINGS.items()
     }
     return {feeling: pool(some, where, lambda sentence: sentence.text) for feeling, some in made.items()}
@@ -95,7 +95,7 @@ class Emotion:
     def _anti(self, rng: random.Random, sentence: Sentence, asked: dict[str, list[Sentence]]) -> AntiPair:
         """The query's words but for those that feel, which are another class's; and the feeling in a sentence of other words."""
         other = rng.choice(self._others(sentence))
-        changed = Sentence(other, sentence.opening, rng.choice(asked[other]).cues, sentence.ending)
+        changed = replace(sentence, feeling=other, cues=rng.choice(asked[other]).cues)
         apart = [one for one in asked[sentence.feeling] if not share_words(one, sentence)]
         return AntiPair(changed.row(other), rng.choice(apart).row(sentence.feeling))
 
@@ -106,7 +106,7 @@ class Emotion:
 
 
 def share_words(first: Sentence, second: Sentence) -> bool:
-    return bool(set(first.cues) & set(second.cues)) or first.opening == second.opening or first.ending == second.ending
+    return bool(set(first.cues) & set(second.cues)) or first.opening == second.opening or first.place == second.place
 
 
 def _text(rng: random.Random, told: list[Sentence]) -> str:
