@@ -58,7 +58,7 @@ class Size:
     is_quick: bool = False
 
 
-QUICK = Size(share=0.4, queries=20, checkpoints=2, halves=8, retrainings=1, removals=1, epochs=0.5, pretraining_texts=6000, is_quick=True)
+QUICK = Size(share=0.4, queries=20, checkpoints=2, halves=8, retrainings=2, removals=1, epochs=0.5, pretraining_texts=6000, is_quick=True)
 
 
 @dataclass(eq=False)
