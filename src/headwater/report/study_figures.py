@@ -139,7 +139,8 @@ ROW, GAP, NAMES, RIGHT, HEAD = 19.0, 13.0, 196.0, 640.0, 34.0
 
 def choices_figure(chapter: Chapter, metric: str, *, id: str) -> Markup | None:
     """Every point of the grid as a dot on the line of each choice that it has, and the mean over all the other choices."""
-    grid = [one for one in chapter.find("ablation", metric) if one.value is not None and "score" in options(one.variant)]
+    points = [one for one in chapter.find("ablation", metric) if one.method != "explained"]
+    grid = [one for one in points if one.value is not None and "score" in options(one.variant)]
     if not grid:
         return None
     choices = {kind: by_option(grid, kind) for kind in ("mask", "score", "preconditioner", "layers")}
