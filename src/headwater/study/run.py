@@ -9,6 +9,7 @@ import platform
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
@@ -96,7 +97,7 @@ def study(
     Raises UsageError for names or sizes that there are not, IntegrityError where `out` is of another study.
     """
     start, out = time.monotonic(), Path(out)
-    logging.disable_progress_bar()
+    _quieten()
     chosen = find(model) if isinstance(model, str) else model
     whole = _size(is_quick, size)
     named = list(part_names) or parts.names()
@@ -212,8 +213,15 @@ def _as_they_come(futures: Sequence[Future[None]], missing: Sequence[Path]) -> I
 
 def _begin() -> None:
     """Of a process: the models are small, and one thread of each is quickest."""
-    logging.disable_progress_bar()
+    _quieten()
     torch.set_num_threads(1)
+
+
+def _quieten() -> None:
+    """The libraries' own bars and notices would drown the study's."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _measure_quietly(world: World, named: Sequence[str]) -> None:

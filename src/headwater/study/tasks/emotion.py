@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, product
 
 from headwater.model.tiny import chat_text
-from headwater.study.tasks.draw import Side, drawn, each, echo, generator, phrases, pool, scaled, shuffled, words
+from headwater.study.tasks.draw import Side, drawn, each, echo, generator, phrases, pool, scaled, shuffled, side, words
 from headwater.study.tasks.task import AntiPair, Family, Row, Task
 from headwater.types import UsageError
 
@@ -95,9 +95,10 @@ class Emotion:
     def _anti(self, rng: random.Random, sentence: Sentence, asked: dict[str, list[Sentence]]) -> AntiPair:
         """The query's words but for those that feel, which are another class's; and the feeling in a sentence of other words."""
         other = rng.choice(self._others(sentence))
-        changed = replace(sentence, feeling=other, cues=rng.choice(asked[other]).cues)
+        changed = [replace(sentence, feeling=other, cues=cues) for cues in combinations(FEELINGS[other], 2)]
+        untrained = [one for one in changed if side(one.text) != "rows"]
         apart = [one for one in asked[sentence.feeling] if not share_words(one, sentence)]
-        return AntiPair(changed.row(other), rng.choice(apart).row(sentence.feeling))
+        return AntiPair(rng.choice(untrained).row(other), rng.choice(apart).row(sentence.feeling))
 
     def texts(self, *, seed: int, n: int) -> Sequence[str]:
         rng = generator(seed, self.name, "texts")
