@@ -53,7 +53,7 @@ def kept(study: Mapping[str, Any]) -> dict[str, Any]:
     figures = [
         figure for setting in reading.settings for part, metrics in KEPT.items() for figure in _figures(reading, setting, part, metrics)
     ]
-    worlds = {world["task"]: {name: world[name] for name in ("family", "n_rows", "n_queries", "k", "epochs", "source")}
+    worlds = {world["task"]: {name: world.get(name) for name in ("family", "n_rows", "n_queries", "k", "epochs", "source")}
               for world in study["worlds"]}  # fmt: skip
     return {
         **{name: study[name] for name in ("command", "size", "seconds")},
@@ -116,15 +116,16 @@ def number(value: float) -> str:
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rows = [head, ["---"] * len(head), *lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows)
 
 
 def class_table(shown: Shown) -> str:
     """Accuracy / cover of every method on every task."""
-    lines = [
-        [str(way), *(f"{shown.text(task, 'tables', way, 'accuracy', interval=False)} / {shown.text(task, 'tables', way, 'cover', interval=False)}" for task in shown.tasks)]
-        for way in shown.ways("tables", "accuracy")
-    ]  # fmt: skip
+
+    def both(task: str, way: Way) -> str:
+        return " / ".join(shown.text(task, "tables", way, metric, interval=False) for metric in ("accuracy", "cover"))
+
+    lines = [[str(way), *(both(task, way) for task in shown.tasks)] for way in shown.ways("tables", "accuracy")]
     return table(["accuracy / cover", *shown.tasks], lines)
 
 
@@ -177,10 +178,9 @@ def answers_list(shown: Shown) -> str:
 def about(shown: Shown) -> str:
     facts = shown.about
     sizes = ", ".join(f"{task} {world['n_rows']} + {world['n_queries']}" for task, world in facts["worlds"].items())
-    return (
-        f"`{facts['command']}`: {facts['seeds']} {'seed' if facts['seeds'] == 1 else 'seeds'}, {facts['cells']:,} cells, {facts['empty']} of them "
-        f"empty with a reason, {facts['seconds'] / 60:.0f} minutes. Rows + queries: {sizes}.\n"
-    )
+    seeds = f"{facts['seeds']} seed{'' if facts['seeds'] == 1 else 's'}"
+    cells = f"{facts['cells']:,} cells, {facts['empty']} of them empty with a reason"
+    return f"`{facts['command']}`: {seeds}, {cells}, {facts['seconds'] / 60:.0f} minutes. Rows + queries: {sizes}.\n"
 
 
 def planted_table(shown: Shown) -> str:
@@ -194,9 +194,8 @@ def planted_table(shown: Shown) -> str:
 WORDS = {
     f"{name} on the {text}": (Way(name, f"text={text}"), "accuracy") for name in ("tfidf", "lexical") for text in ("prompt", "response")
 }
-THEOREM = {name: (Way("theorem 1"), name) for name in
-           ("mean eigenvalue over damping", "largest eigenvalue over damping", "rank over rows", "bound on the error", "error")}  # fmt: skip
-SOLVERS = {f"{name}: cosine to the gradient": (Way(name), "cosine to gradient within a tensor") for name in ("datainf", "lissa_released", "lissa", "ekfac", "fisher")}  # fmt: skip
+THEOREM = {name: (Way("theorem 1"), name) for name in KEPT["solver"][:5]}
+SOLVERS = {name: (Way(name), "cosine to gradient within a tensor") for name in ("datainf", "lissa_released", "lissa", "ekfac", "fisher")}
 EXPLAINED = {cause: (Way("explained", f"cause={cause}"), "accuracy points") for cause in CAUSES}
 EXPLAINED_COVER = {cause: (Way("explained", f"cause={cause}"), "cover points") for cause in CAUSES}
 TABLE_5 = {

@@ -32,7 +32,7 @@ from headwater.model.measures import MEASURES
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-NAMES = ("start", "concepts", "methods", "extend", "artefacts", "audit", "repair", "truth", "evaluate")
+NAMES = ("start", "concepts", "methods", "extend", "artefacts", "audit", "repair", "truth", "evaluate", "study")
 EXECUTED = [ROOT / "README.md", *(DOCS / f"{name}.md" for name in NAMES)]
 PAGES = [*EXECUTED, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 FENCE = re.compile(r"^```(?P<language>\w*) *(?P<options>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -24,7 +24,8 @@ from headwater.model.session import Session, load_session
 from headwater.truth.bank import read_bank
 from headwater.truth.design import all_rows, subsets
 from headwater.truth.finetune import Lora, Recipe, finetune
-from headwater.truth.retrain import OUTCOMES, ByRecipe, ByTrainer, Experiment, WorkerDied, retrain, trainer_rows
+from headwater.truth.retrain import OUTCOMES, ByRecipe, ByTrainer, Experiment, retrain, trainer_rows
+from headwater.truth.workers import WorkerDied
 from headwater.types import DataError, Example, IntegrityError, Truth, UsageError
 
 

@@ -11,11 +11,10 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from headwater.study.parts.part import Outcome, Part, place
 from headwater.study.tasks import registry as tasks
 from headwater.study.tasks import released
 from headwater.study.world import QUICK, Size, World
+from headwater.truth.workers import worker_pool
 from headwater.types import HeadwaterError, UsageError
 
 FORMAT = 1
@@ -191,7 +191,7 @@ def _run_all(worlds: Sequence[World], named: Sequence[str], processes: int) -> N
         for _ in track(steps, total=len(missing), description="study"):
             pass
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_begin) as pool:
+    with worker_pool(processes, _begin) as pool:
         futures = [pool.submit(_measure_quietly, world, tuple(named)) for world in left]
         for _ in track(_as_they_come(futures, missing), total=len(missing), description="study"):
             pass

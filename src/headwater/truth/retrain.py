@@ -11,17 +11,12 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -37,17 +32,14 @@ from headwater.progress import quiet, say, track
 from headwater.truth.bank import noise_ceiling, write_bank
 from headwater.truth.design import Designs
 from headwater.truth.finetune import Recipe, TrainingDiverged, finetune
-from headwater.types import DataError, Example, HeadwaterError, IntegrityError, Measure, Truth, UsageError
+from headwater.truth.workers import worker_pool
+from headwater.types import DataError, Example, IntegrityError, Measure, Truth, UsageError
 
 FORMAT = 1
 TOKEN_BUDGET = 4096  # of a batch of queries; measuring needs no gradient
 EXPERIMENT, OUTCOMES = "experiment.json", "outcomes"
 
 Start = Literal["cold", "warm"]
-
-
-class WorkerDied(HeadwaterError):
-    """A training process ended without a word: killed, usually for memory."""
 
 
 # ------------------------------------------------------------------------------------------------------ how to train
@@ -361,24 +353,10 @@ def _each(journal: Journal, trainings: Sequence[tuple[np.ndarray, int]], process
 
 
 def _shared_out(journal: Journal, trainings: Sequence[tuple[np.ndarray, int]], n: int, threads: int) -> Iterator[None]:
-    """New processes, not copies of this one: they may have several threads, and an accelerator."""
-    others = set(multiprocessing.active_children())
-    executor = ProcessPoolExecutor(n, mp_context=multiprocessing.get_context("spawn"), initializer=_begin, initargs=(journal, threads))
-    try:
+    with worker_pool(n, _begin, journal, threads) as executor:
         for done in as_completed([executor.submit(_one, *training) for training in trainings]):
             done.result()
             yield
-    except BaseException as error:  # an interrupt too: nobody waits for trainings that are half done
-        for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
-        if isinstance(error, BrokenProcessPool):
-            raise WorkerDied(
-                f"one of {n} training processes ended without an answer. Likely cause: too little memory for so many, or a script that "
-                "starts them without `if __name__ == '__main__':`. What was written is kept: take fewer processes, and call again."
-            ) from error
-        raise
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 _journal: Journal | None = None  # in a worker: what its trainings belong to
@@ -388,16 +366,6 @@ def _begin(journal: Journal, threads: int) -> None:
     global _journal
     _journal = journal
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's, which ends us
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed cannot end its workers, and they would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has a parent"
-    wait([parent.sentinel])
-    os._exit(1)
 
 
 def _one(kept_N: np.ndarray, seed: int) -> None:
