@@ -96,7 +96,7 @@ def study(
 
     Raises UsageError for names or sizes that there are not, IntegrityError where `out` is of another study.
     """
-    start, out = time.monotonic(), Path(out)
+    start, out = time.monotonic(), Path(out).resolve()
     _quieten()
     chosen = find(model) if isinstance(model, str) else model
     whole = _size(is_quick, size)

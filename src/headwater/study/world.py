@@ -6,6 +6,7 @@ Q queries · N training rows
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -76,7 +77,8 @@ class World:
 
     def claim(self) -> None:
         """Take the folder. Raises IntegrityError where it is another world's."""
-        settings = {"task": self.task.name, "source": self.task.source, "model": asdict(self.model), "base": self.base, "seed": self.seed,
+        base = os.path.relpath(self.base, self.folder) if Path(self.base).exists() else self.base  # a study may be moved
+        settings = {"task": self.task.name, "source": self.task.source, "model": asdict(self.model), "base": base, "seed": self.seed,
                     "size": asdict(self.size), "rows": digest([asdict(row) for row in self.task.rows])}  # fmt: skip
         settings, path = json.loads(json.dumps(settings, default=str)), self.folder / "world.json"
         if path.exists() and (there := json.loads(path.read_text(encoding="utf-8"))) != settings:

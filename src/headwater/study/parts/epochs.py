@@ -26,8 +26,15 @@ from headwater.study.parts.settings import LISSA, WORDS, Setting, drawn_line, fi
 from headwater.study.world import World
 from headwater.types import Finding, Member, Scores, Truth
 
-PLAIN = ("grad_dot", "grad_cos", "datainf", "lissa_released", "relatif", "repsim", "repsim_response", "rept")
+PLAIN = ("grad_dot", "grad_cos", "datainf", "lissa_released", "relatif", "repsim", "repsim_response")
 SETTINGS = (*map(setting, PLAIN), fisher(0.1), fisher(100), LISSA, WORDS)
+NOT_ALONG = {
+    "rept": "its feature is stored at the final model alone",
+    **dict.fromkeys(("tracin", "less", "trackstar", "dda"), "it is made of all checkpoints together"),
+    **dict.fromkeys(
+        ("ekfac", "ekfac_cg", "trak"), "it needs the model itself, or a Cholesky of its own, at every checkpoint: left to `tables`"
+    ),
+}
 CONSTANT = ("lexical",)
 """Methods that look at no model: one line for all epochs, to hold the others against."""
 
@@ -61,6 +68,7 @@ class Epochs:
         courses = [course(world, tried, truth) for tried in self.settings]
         losses = [losses_at(world, checkpoint) for checkpoint in world.checkpoints]
         cells = [*(cell for one in courses for cell in one.cells(here)), *(cell for one in losses for cell in one.cells(here))]
+        cells += [here.missing(method, ACCURACY, why) for method, why in NOT_ALONG.items()]
         plots = [*(plot(courses, metric) for metric in (ACCURACY, COVER, LDS)), loss_plot(losses)]
         return Outcome(cells, [finding(courses)], [one for one in plots if one.series], time.monotonic() - start)
 
