@@ -2,7 +2,9 @@
 
 A claim is asked in each setting (a task and a model, its seeds pooled) and answered yes, no, or neither, where an interval holds both. It
 is reproduced where more than half of the settings say yes, not reproduced where at least half say no, and undetermined else. Only the
-paper's own tasks count: on the planted ones the answer was built in. Section numbers are those of Li et al. 2024 (arXiv:2409.19998, v2).
+paper's own tasks count: on the planted ones the answer was built in. What is claimed of the class tables is asked twice: of influence
+functions whose loss is on the response, as one would have it, and "as released", with the loss on prompt, response and padding.
+Section numbers are those of Li et al. 2024 (arXiv:2409.19998, v2).
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -240,7 +242,19 @@ def influence_poor(reading: Reading) -> Claim:
         f"Influence functions consistently perform poorly in most settings (abstract, section 3). Here: the best below {POOR:g}.",
         votes,
         missing=needs(reading, "tables", INFLUENCE, "accuracy"),
+        after="One by one: " + "; ".join(_how_often_poor(reading)) + "." if votes else "",
     )
+
+
+def _how_often_poor(reading: Reading) -> Iterator[str]:
+    for method in INFLUENCE:
+        if found := [known for _, known in _each(reading, method)]:
+            poor = sum(above(known.figure, POOR) is False for known in found)
+            yield f"{method} is below {POOR:g} in {poor} of {len(found)}, with a mean of {said(_mean(found))}"
+
+
+def _mean(found: Sequence[Known]) -> Figure:
+    return Figure(float(np.mean([known.value for known in found])), None, len(found), "settings")
 
 
 def repsim_above_influence(reading: Reading) -> Claim:
@@ -489,8 +503,43 @@ def ceiling_of(reading: Reading, setting: Setting) -> Known | None:
     return next((known for name, metric in places if (known := reading.known(setting, "truth", name, metric))), None)
 
 
+# --------------------------------------------------------------------------------------------- at the released code's point
+
+RELEASED = "mask=none; score=dot; layers=sum"
+"""The released code's choices, as cells of the ablation have them: the loss counts prompt, response and padding on the left."""
+RELEASED_METHODS = {"none": HESSIAN_FREE, "datainf": "datainf"}
+
+
+def as_released(asked: Callable[[Reading], Claim]) -> Callable[[Reading], Claim]:
+    """The same claim of the influence functions as the released code has them, in place of those whose loss is on the response alone."""
+
+    def claim(reading: Reading) -> Claim:
+        found = asked(Reading([cell for one in reading.cells for cell in _released(one)]))
+        missing = "No part ablation left the accuracy at the released code's choices."
+        return replace(
+            found,
+            name=f"{found.name} (as released)",
+            says=f"{found.says} With the loss on everything, padding too, as in the released code.",
+            because=found.because if found.cells else missing,
+        )
+
+    return claim
+
+
+def _released(cell: Cell) -> Iterator[Cell]:
+    """The cell as one of the tables: of an influence function at the released point, of its paired difference, of RepSim."""
+    if cell.part == "ablation" and cell.variant == RELEASED and cell.method in RELEASED_METHODS:
+        yield replace(cell, part="tables", method=RELEASED_METHODS[cell.method], variant="")
+    is_paired = cell.variant == "preconditioner=datainf" and cell.metric == "accuracy change (one mended)"
+    if cell.part == "ablation" and cell.method == "explained" and is_paired:
+        yield replace(cell, part="tables", method="datainf", metric=f"accuracy less {HESSIAN_FREE}", variant="")
+    if cell.part == "tables" and cell.method == REPSIM:
+        yield cell
+
+
 CLAIMS: tuple[Callable[[Reading], Claim], ...] = (
-    influence_poor, repsim_near_100, repsim_above_influence, hessian_based_equals_hessian_free, released_lissa_is_gradient_product,
-    falls_with_share, falls_with_triggers, single_trigger, low_rank, theorem_regime, unstable_over_epochs, distance_does_not_track,
-    repsim_finds_the_cause,
+    influence_poor, as_released(influence_poor), repsim_near_100, repsim_above_influence, as_released(repsim_above_influence),
+    hessian_based_equals_hessian_free, as_released(hessian_based_equals_hessian_free), released_lissa_is_gradient_product,
+    falls_with_share, as_released(falls_with_share), falls_with_triggers, as_released(falls_with_triggers), single_trigger,
+    as_released(single_trigger), low_rank, theorem_regime, unstable_over_epochs, distance_does_not_track, repsim_finds_the_cause,
 )  # fmt: skip

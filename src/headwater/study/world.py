@@ -210,7 +210,7 @@ class World:
     def asked(self) -> MemoryIndex:
         """The queries, as the final model and the model of every member see them."""
         plain = query_index(self.session, self.index.layout, self.queries, self.measure, extra=self.index.spec.extra)
-        roles = [role for role in ROLES if self.index.members(role)]
+        roles: list[MemberRole] = [role for role in ROLES if self.index.members(role)]
         return plain.with_members(query_members(self.session, self.index, roles, self.queries, self.measure))
 
     @cached_property

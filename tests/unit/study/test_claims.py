@@ -211,3 +211,27 @@ def test_a_claim_goes_to_json_with_the_cells_that_say_so() -> None:
     assert found["cells"][0] == {"task": "emotion", "model": "tiny", "seed": 0, "part": "tables", "method": "repsim", "metric": "accuracy",
                                  "variant": "", "value": 0.99}  # fmt: skip
     assert found["votes"][0] == {"where": "emotion (tiny)", "holds": True, "told": "0.99 (0.98 to 1.00)"}
+
+
+def test_as_released_is_asked_at_the_released_point() -> None:
+    name = "Influence functions do poorly in most settings (as released)"
+    point = table({"none": 0.1, "datainf": 0.2}, part="ablation")
+    cells = [replace(one, variant="mask=none; score=dot; layers=sum") for one in point]
+    others = [replace(one, variant="mask=prompt; score=dot; layers=sum", value=0.9, interval=(0.87, 0.93)) for one in point]
+    masked = table({"grad_dot": 0.9, "datainf": 0.95, "lissa_released": 0.9, "repsim": 1.0})
+    found = claim([*masked, *others, *cells], name)
+    assert found.verdict == "reproduced"
+    assert {one.part for one in found.cells} == {"tables"}
+    assert "grad_dot is below 0.5 in 3 of 3, with a mean of 0.10" in found.because
+    assert claim([*masked, *others, *cells], "Influence functions do poorly").verdict == "not reproduced"
+    assert claim([*masked, *others], name).verdict == "cannot be tested"
+    assert "ablation" in claim(masked, name).because
+    above = claim([*masked, *cells], "RepSim does better than influence functions (as released)")
+    assert above.verdict == "reproduced"
+
+
+def test_as_released_takes_the_paired_difference_of_the_ablation() -> None:
+    point = [replace(one, variant="mask=none; score=dot; layers=sum") for one in table({"none": 0.5, "datainf": 0.5}, part="ablation")]
+    paired = table({"explained": 0.4}, part="ablation", metric="accuracy change (one mended)")
+    cells = [*point, *(replace(one, variant="preconditioner=datainf") for one in paired)]
+    assert claim(cells, "Hessian-based equals Hessian-free (as released)").verdict == "not reproduced"

@@ -67,8 +67,15 @@ def joined(*variants: str) -> str:
     return "; ".join(variant for variant in variants if variant)
 
 
+LARGE = 5_000_000  # parameters of a model: on a processor a Gauss-Newton product of it takes seconds for each query and step
+
+
 def scores_or_why_not(world: World, tried: Setting, *, at: Member | None = None) -> Scores | str:
-    """The scores, or the reason why this world has none by this method: a feature or a member that is not there."""
+    """The scores, or the reason why this world has none by this method: a feature or a member that is not there, or the cost."""
+    if tried.method == EKFAC_CG.method and world.session.device.type == "cpu":
+        n_parameters = sum(parameter.numel() for parameter in world.session.model.parameters())
+        if n_parameters > LARGE:
+            return f"a Gauss-Newton product for each query and step of a model of {n_parameters:,} parameters: only on an accelerator"
     try:
         return world.scores(tried.method, at=at, first=tried.first, **tried.options)
     except HeadwaterError as error:

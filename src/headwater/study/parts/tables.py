@@ -116,5 +116,5 @@ def write_heat(world: World, values: dict[str, np.ndarray]) -> None:
     train_N, query_Q = (np.array([codes[name] for name in side.tolist()]) for side in (world.labels.train_N, world.labels.query_Q))
     rows, queries = (np.argsort(side, kind="stable") for side in (train_N, query_Q))
     arrays: dict[str, Any] = {name: table_QN[np.ix_(queries, rows)].astype(np.float32) for name, table_QN in values.items()}
-    about = {"train_class": train_N[rows], "query_class": query_Q[queries], "classes": np.array(classes)}
-    write_atomically(world.folder / "heat.npz", lambda file: np.savez_compressed(file, **arrays, **about))
+    arrays |= {"train_class": train_N[rows], "query_class": query_Q[queries], "classes": np.array(classes)}
+    write_atomically(world.folder / "heat.npz", lambda file: np.savez_compressed(file, **arrays))
