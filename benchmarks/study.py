@@ -157,9 +157,12 @@ def by_method(part: str, metric: str) -> Callable[[Shown], str]:
     return made
 
 
+NOTES = {"implied": " (implied, not stated)", "planted": " (a planted check, not the paper's)"}
+
+
 def claims_table(shown: Shown) -> str:
     return table(["claim", "verdict", "the cells that say so"], [
-        [claim["says"] + (" (implied, not stated)" if claim["origin"] != "paper" else ""), f"**{claim['verdict']}**", claim["because"]]
+        [claim["says"] + NOTES.get(claim["origin"], ""), f"**{claim['verdict']}**", claim["because"]]
         for claim in shown.about["claims"]
     ])  # fmt: skip
 

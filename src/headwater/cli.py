@@ -688,9 +688,9 @@ def _list_checks(*, json_: bool) -> None:
     Console().print(shown)
 
 
-def _sizes(overrides: Sequence[str]) -> dict[str, float]:
+def _sizes(overrides: Sequence[str]) -> dict[str, Any]:
     """`name=number`, as --set takes them."""
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
     for override in overrides:
         name, sign, value = override.partition("=")
         try:

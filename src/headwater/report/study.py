@@ -157,20 +157,21 @@ def _sentences(told: Sequence[str]) -> Markup:
 def claims_section(claims: Sequence[ClaimRecord]) -> Markup | None:
     if not claims:
         return None
-    counts = [f"{n} {word}" for word in MARKS if (n := sum(claim.verdict == word for claim in claims))]
+    papers = [claim for claim in claims if claim.origin != "planted"]
+    counts = [f"{n} {word}" for word in MARKS if (n := sum(claim.verdict == word for claim in papers))]
     note = f"What Li et al. 2024 say, held against the cells of this study: {', '.join(counts)}."
     return section("claims", "The paper's claims", el("div", *map(_claim, claims), class_="claim-list"), note=note)
 
 
 def _claim(claim: ClaimRecord) -> Markup:
     mark = MARKS[claim.verdict]
-    implied = el("span", "implied, not stated", class_="badge") if claim.origin == "implied" else None
+    badge = {"implied": "implied, not stated", "planted": "planted check, not the paper's"}.get(claim.origin)
     return el(
         "div",
         el("div", status(mark, word=claim.verdict)),
         el(
             "div",
-            el("h3", foreign(claim.name), " ", implied),
+            el("h3", foreign(claim.name), " ", badge and el("span", badge, class_="badge")),
             el("p", prose(claim.says), class_="says"),
             el("p", prose(claim.because)),
             _votes(claim.votes),

@@ -25,10 +25,11 @@ from headwater.study.cells import Cell
 from headwater.study.reading import ORACLE, Known, Reading, Setting, figure_of, listed, said
 
 Verdict = Literal["reproduced", "not reproduced", "undetermined", "cannot be tested"]
-Origin = Literal["paper", "implied"]
+Origin = Literal["paper", "implied", "planted"]
 
 TASKS = ("harmful", "mixed", "emotion", "grammars", "math", "backdoor", "multibackdoor")
 """How the names of the paper's tasks begin."""
+PLANTED = ("planted",)
 
 HESSIAN_FREE, HESSIAN_BASED, REPSIM = "grad_dot", ("datainf", "lissa_released"), "repsim"
 INFLUENCE = (HESSIAN_FREE, *HESSIAN_BASED)
@@ -61,7 +62,8 @@ class Vote:
 
 @dataclass(frozen=True)
 class Claim:
-    """`says` is the paper's claim with its section; `origin` is "implied" where the paper draws on it without stating it."""
+    """`says` is the paper's claim with its section; `origin` is "implied" where the paper draws on it without stating it, and "planted" for
+    a check that the study can tell, whose answer was built in."""
 
     name: str
     says: str
@@ -80,8 +82,8 @@ class Claim:
 
 def claims(cells: Sequence[Cell]) -> list[Claim]:
     """Every claim, in the paper's order. Cost: one pass over the cells for each."""
-    reading = Reading([cell for cell in cells if cell.task.lower().startswith(TASKS)])
-    return [claim(reading) for claim in CLAIMS]
+    reading, planted = (Reading([cell for cell in cells if cell.task.lower().startswith(names)]) for names in (TASKS, PLANTED))
+    return [*(claim(reading) for claim in CLAIMS), *(claim(planted) for claim in PLANTED_CLAIMS)]
 
 
 # -------------------------------------------------------------------------------------------------- votes to verdict
@@ -501,6 +503,42 @@ def ceiling_of(reading: Reading, setting: Setting) -> Known | None:
     """What noise lets any method reach."""
     places = (("noise ceiling", "lds"), ("ceiling", "lds"), ("noise ceiling", "ceiling"), ("ceiling", "ceiling"))
     return next((known for name, metric in places if (known := reading.known(setting, "truth", name, metric))), None)
+
+
+# ------------------------------------------------------------------------------------------------------ planted checks
+
+BY_GRADIENT = ("grad_cos", "grad_dot", "datainf", "fisher", "ekfac", "less")
+
+
+def planted(task: str, name: str, says: str, *, gradients_win: bool) -> Callable[[Reading], Claim]:
+    """Whether a planted task came out as it was built: the best of one side right for most queries, the best of the other for few."""
+
+    def claim(reading: Reading) -> Claim:
+        votes = []
+        for setting in (one for one in reading.settings if one.task == task):
+            sides = [accuracies(reading, setting, methods) for methods in (BY_GRADIENT, (REPSIM,))]
+            if all(sides):
+                (winner, won), (loser, lost) = map(best, sides if gradients_win else reversed(sides))
+                holds = all_of([above(won.figure, FAIR), no(above(lost.figure, POOR))])
+                votes.append(Vote(str(setting), holds, f"{winner} {won}, {loser} {lost}", (*won.cells, *lost.cells), won.value))
+        missing = f"It needs the accuracy of {listed(BY_GRADIENT)} and {REPSIM} on {task}."
+        return decided(name, f"{says} Here: at least {FAIR:g} against below {POOR:g}.", votes, missing=missing, origin="planted")
+
+    return claim
+
+
+PLANTED_CLAIMS = (
+    planted(
+        "planted-effect", "The study can tell influence from likeness",
+        "Where the cause shares the query's effect and no word of its prompt, the best gradient method is right and RepSim is not.",
+        gradients_win=True,
+    ),
+    planted(
+        "planted-words", "The study can tell likeness from influence",
+        "Where rows share the query's words and the model learned nothing from them, RepSim is right and the best gradient method is not.",
+        gradients_win=False,
+    ),
+)  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------- at the released code's point

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from headwater.study.cells import Cell, Place
-from headwater.study.claims import CLAIMS, Claim, claims
+from headwater.study.claims import CLAIMS, PLANTED_CLAIMS, Claim, claims
 
 IF = ("grad_dot", "datainf", "lissa_released")
 TASKS = ("emotion", "grammars", "math")
@@ -29,7 +29,7 @@ def claim(cells: list[Cell], name: str) -> Claim:
 
 def test_with_no_cells_nothing_can_be_tested_and_each_claim_says_what_it_lacks() -> None:
     found = claims([])
-    assert len(found) == len(CLAIMS)
+    assert len(found) == len(CLAIMS) + len(PLANTED_CLAIMS)
     assert {one.verdict for one in found} == {"cannot be tested"}
     assert all(len(one.because) > 20 and one.cells == () for one in found)
 
@@ -235,3 +235,14 @@ def test_as_released_takes_the_paired_difference_of_the_ablation() -> None:
     paired = table({"explained": 0.4}, part="ablation", metric="accuracy change (one mended)")
     cells = [*point, *(replace(one, variant="preconditioner=datainf") for one in paired)]
     assert claim(cells, "Hessian-based equals Hessian-free (as released)").verdict == "not reproduced"
+
+
+@pytest.mark.parametrize(
+    ("gradient", "repsim", "verdict"), [(0.95, 0.0, "reproduced"), (0.95, 0.9, "not reproduced"), (0.7, 0.0, "undetermined")]
+)
+def test_planted_tasks_are_checked_against_how_they_were_built(gradient: float, repsim: float, verdict: str) -> None:
+    effect = table({"grad_cos": gradient, "grad_dot": 0.1, "repsim": repsim}, tasks=("planted-effect",))
+    assert claim(effect, "The study can tell influence").verdict == verdict
+    assert claim(effect, "The study can tell likeness").verdict == "cannot be tested"
+    words = table({"grad_cos": repsim, "repsim": gradient}, tasks=("planted-words",))
+    assert claim(words, "The study can tell likeness").verdict == verdict

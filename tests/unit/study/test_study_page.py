@@ -78,7 +78,7 @@ def test_answers_claims_tasks_and_provenance_are_there(page: str) -> None:
     for claim in study["claims"]:
         assert claim["name"] in text
         assert claim["verdict"] in text
-    n = sum(claim["verdict"] == "cannot be tested" for claim in study["claims"])
+    n = sum(claim["verdict"] == "cannot be tested" for claim in study["claims"] if claim["origin"] != "planted")
     assert f"{n} cannot be tested" in text
     assert HOSTILE[0] in text
     for task in TASKS:
