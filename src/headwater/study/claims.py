@@ -571,7 +571,7 @@ def _released(cell: Cell) -> Iterator[Cell]:
     is_paired = cell.variant == "preconditioner=datainf" and cell.metric == "accuracy change (one mended)"
     if cell.part == "ablation" and cell.method == "explained" and is_paired:
         yield replace(cell, part="tables", method="datainf", metric=f"accuracy less {HESSIAN_FREE}", variant="")
-    if cell.part == "tables" and cell.method == REPSIM:
+    if cell.part == "tables" and cell.method == REPSIM and cell.metric == "accuracy":
         yield cell
 
 

@@ -70,7 +70,7 @@ class StudyResult:
                 *(f"  trust   {line}" for line in one["trust"]),
                 *(f"  beware  {line}" for line in one["beware"]),
             ]
-        return "\n".join([*lines, *(f"{one['verdict']:<17} {one['says']}" for one in self.record["claims"])])
+        return "\n".join([*lines, *(f"{one['verdict']:<17} {one['name']}" for one in self.record["claims"])])
 
 
 def study(

@@ -226,6 +226,8 @@ def test_as_released_is_asked_at_the_released_point() -> None:
     assert claim([*masked, *others, *cells], "Influence functions do poorly").verdict == "not reproduced"
     assert claim([*masked, *others], name).verdict == "cannot be tested"
     assert "ablation" in claim(masked, name).because
+    paired = table({"repsim": 0.3}, metric="accuracy less grad_dot")  # of the other loss: it says nothing of the released point
+    assert claim([*masked, *paired], "RepSim does better than influence functions (as released)").verdict == "cannot be tested"
     above = claim([*masked, *cells], "RepSim does better than influence functions (as released)")
     assert above.verdict == "reproduced"
 
