@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -106,7 +106,7 @@ def study(
     worlds = _worlds(out, chosen, whole, seeds, task_names, None if data is None else Path(data), None if text is None else Path(text))
     processes = processes or min(len(worlds), max(1, (os.cpu_count() or 1)))
     _run_all(worlds, named, processes)
-    record = _record(out, worlds, named, whole, command, time.monotonic() - start)
+    record = _record(out, worlds, whole, command, time.monotonic() - start)
     write_json(out / STUDY, record)
     write_parquet([Cell.from_json(cell) for cell in record["cells"]], out / CELLS)
     return StudyResult(out, record, write_page(out))
@@ -268,10 +268,16 @@ def told(error: Exception) -> str:
 # ------------------------------------------------------------------------------------------------------------- the record
 
 
-def _record(out: Path, worlds: Sequence[World], named: Sequence[str], size: Size, command: str, seconds: float) -> dict[str, Any]:
-    found = [[read_json(part_path(world, name), way_out="Remove it to measure this part again.") for name in named] for world in worlds]
-    cells = [cell for of_world in found for part in of_world for cell in part["cells"]]
-    before = read_json(out / STUDY, way_out="Remove it; the next call writes it anew.")["seconds"] if (out / STUDY).exists() else 0.0
+def _record(out: Path, worlds: Sequence[World], size: Size, command: str, seconds: float) -> dict[str, Any]:
+    """Of everything in the folder: these worlds with all their parts, whichever this call asked for, and those of earlier calls."""
+    before = read_json(out / STUDY, way_out="Remove it; the next call writes it anew.") if (out / STUDY).exists() else {}
+    made = [_world_record(world, _found(world), out) for world in worlds]
+    cells = [cell for world in worlds for part in _found(world).values() for cell in part["cells"]]
+    here = {_key(one) for one in made}
+    earlier = [one for one in before.get("worlds", ()) if _key(one) not in here]
+    cells = [*(cell for cell in before.get("cells", ()) if _key(cell) not in here), *cells]
+    models = {model["name"]: model for model in before.get("models", ())}
+    models |= {world.model.name: asdict(world.model) | {"lora": world.model.lora.model_dump()} for world in worlds}
     typed = [Cell.from_json(cell) for cell in cells]
     return {
         "format": FORMAT,
@@ -279,19 +285,28 @@ def _record(out: Path, worlds: Sequence[World], named: Sequence[str], size: Size
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in ("headwater", "torch", "transformers", "peft")},
         "python": platform.python_version(),
-        "seconds": round(before + seconds, 1),
+        "seconds": round(before.get("seconds", 0.0) + seconds, 1),
         "size": asdict(size),
-        "models": [
-            asdict(model) | {"lora": model.lora.model_dump()} for model in {world.model.name: world.model for world in worlds}.values()
-        ],
-        "worlds": [_world_record(world, named, of_world, out) for world, of_world in zip(worlds, found, strict=True)],
+        "models": list(models.values()),
+        "worlds": [*earlier, *made],
         "cells": cells,
         "claims": [claim.to_json() for claim in claims(typed)],
         "answers": [answer.to_json() for answer in answers(typed)],
     }
 
 
-def _world_record(world: World, named: Sequence[str], found: Sequence[dict[str, Any]], out: Path) -> dict[str, Any]:
+def _key(one: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Of the record of a world, or of a cell: the world that it is of."""
+    return one["task"], one["model"], one["seed"]
+
+
+def _found(world: World) -> dict[str, dict[str, Any]]:
+    """What each part that was measured left."""
+    paths = {name: part_path(world, name) for name in parts.names()}
+    return {name: read_json(path, way_out="Remove it to measure this part again.") for name, path in paths.items() if path.exists()}
+
+
+def _world_record(world: World, found: Mapping[str, dict[str, Any]], out: Path) -> dict[str, Any]:
     task, heat = world.task, world.folder / "heat.npz"
     return {
         "task": task.name,
@@ -304,11 +319,12 @@ def _world_record(world: World, named: Sequence[str], found: Sequence[dict[str, 
         "k": task.k or len(task.rows) // max(1, len(task.classes)),
         "classes": task.classes,
         "epochs": world.epochs,
+        "size": asdict(world.size),
         "seconds": world.stage_seconds,
-        "parts": {name: part["seconds"] for name, part in zip(named, found, strict=True)},
-        "findings": [finding for part in found for finding in part["findings"]],
-        "plots": [{"part": name, **plot} for name, part in zip(named, found, strict=True) for plot in part["plots"]],
-        "facts": {name: part["facts"] for name, part in zip(named, found, strict=True) if part["facts"]},
+        "parts": {name: part["seconds"] for name, part in found.items()},
+        "findings": [finding for part in found.values() for finding in part["findings"]],
+        "plots": [{"part": name, **plot} for name, part in found.items() for plot in part["plots"]],
+        "facts": {name: part["facts"] for name, part in found.items() if part["facts"]},
         "heat": str(heat.relative_to(out)) if heat.exists() else None,
     }
 

@@ -58,6 +58,17 @@ def test_a_second_call_trains_nothing_and_changes_no_cell(result, monkeypatch):
     assert again.cells == result.cells
 
 
+def test_other_parts_and_tasks_of_a_later_call_stand_beside_what_was_there(tmp_path):
+    first = small_study(tmp_path / "out", part_names=["tables"])
+    both = small_study(tmp_path / "out", part_names=["lint"])
+    assert {cell.part for cell in both.cells} == {"tables", "lint"}
+    assert [cell for cell in both.cells if cell.part == "tables"] == first.cells
+    three = small_study(tmp_path / "out", part_names=["lint"], task_names=["harmful-M"])
+    assert {(cell.task, cell.part) for cell in three.cells} == {("harmful-S", "tables"), ("harmful-S", "lint"), ("harmful-M", "lint")}
+    assert [world["task"] for world in three.record["worlds"]] == ["harmful-S", "harmful-M"]
+    assert {answer["task"] for answer in three.record["answers"]} == {"harmful-S", "harmful-M"}
+
+
 class Fails:
     name, summary = "tables", "fails"
 
