@@ -1,9 +1,9 @@
 """The paper's claims held against the cells: reproduced here, not reproduced here, undetermined, or not to be tested here.
 
 A claim is asked in each setting (a task and a model, its seeds pooled) and answered yes, no, or neither, where an interval holds both. It
-is reproduced where more than half of the settings say yes, not reproduced where at least half say no, and undetermined else. Only the
-paper's own tasks count: on the planted ones the answer was built in. What is claimed of the class tables is asked twice: of influence
-functions whose loss is on the response, as one would have it, and "as released", with the loss on prompt, response and padding.
+is reproduced where more than half of the settings say yes, not reproduced where at least half say no and fewer say yes, else undetermined.
+Only the paper's own tasks count: on the planted ones the answer was built in. What is claimed of the class tables is asked twice: of
+influence functions whose loss is on the response, as one would have it, and "as released", with the loss on prompt, response and padding.
 Section numbers are those of Li et al. 2024 (arXiv:2409.19998, v2).
 """
 
@@ -110,8 +110,11 @@ def extremes(votes: Sequence[Vote]) -> str:
 
 
 def majority(votes: Sequence[Vote]) -> Verdict:
+    """What holds in most settings is denied by half of them; a tie of yes and no alone is undetermined."""
     yes, no = (sum(vote.holds is side for vote in votes) for side in (True, False))
-    return "reproduced" if 2 * yes > len(votes) else "not reproduced" if 2 * no >= len(votes) else "undetermined"
+    if 2 * yes > len(votes):
+        return "reproduced"
+    return "not reproduced" if 2 * no >= len(votes) and no > yes else "undetermined"
 
 
 def above(figure: Figure, level: float) -> bool | None:
