@@ -307,14 +307,12 @@ def _truth(chapter: Chapter, worlds: Sequence[WorldRecord], id: str) -> Markup |
 
 def _ablation(chapter: Chapter, id: str) -> list[Markup | None]:
     cells = chapter.part("ablation")
-    explained = [one for one in cells if one.method == "explained"]
-    grid = [one for one in cells if one.method != "explained"]
-    caption = "Every point of the grid"
+    explained = [one for one in cells if one.method == "explained" and not one.metric.startswith("auroc")]
     return [
         plot_figures(explained_plots(chapter), id=f"{id}-explained"),
         *(choices_figure(chapter, metric, id=f"{id}-choices-{metric}") for metric in ("accuracy", "cover")),
         folded("Each choice, in numbers", cell_table(by_variant(explained), id=f"{id}-explained", caption="Each choice", first="Choice")),
-        folded(caption, cell_table(grid, id=f"{id}-grid", caption=caption, first="Preconditioner")),
+        el("p", "Every point of the grid, with its interval, is in cells.parquet.", class_="quiet") if cells else None,
     ]
 
 
@@ -328,24 +326,22 @@ def table_of(chapter: Chapter, part: str, id: str) -> Markup | None:
 
 
 def _rest(chapter: Chapter, part: str, worlds: Sequence[WorldRecord], id: str) -> Markup | None:
-    """What the curves do not show, as a table; what they do, folded."""
-    curves = [one for one in chapter.part(part) if "epoch" in options(one.variant)]
+    """What the curves do not show, as a table."""
     rest = [one for one in chapter.part(part) if "epoch" not in options(one.variant)]
     table = cell_table(rest, id=f"{id}-{part}-rest", caption=f"Over the whole of part {part}")
-    more = cell_table(curves, id=f"{id}-{part}", caption=f"Epoch by epoch, part {part}")
-    return join(folded("Over all epochs, in numbers", table), folded("Epoch by epoch, in numbers", more), _drawn(part, worlds, id)) or None
+    return join(folded("Over all epochs, in numbers", table), _drawn(part, worlds, id)) or None
 
 
 def _drawn(part: str, worlds: Sequence[WorldRecord], id: str) -> Markup | None:
-    """The part's own plots: of the first seed, and folded those of the others; all folded where the page draws the part from its cells."""
-    by_seed = [(world.seed, plots) for world in worlds if (plots := [plot for plot in world.plots if plot.part == part])]
-    figures = [(seed, plot_figures(plots, id=f"{id}-{part}-{seed}")) for seed, plots in by_seed]
-    pooled = part in ("epochs", "behaviour", "ablation", "truth")
-    open_ = [] if pooled else figures[:1]
-    rest = figures[len(open_) :]
-    title = "Drawn seed by seed" if pooled else "The other seeds, drawn"
-    inside = join(*(join(el("h4", f"Seed {seed}"), drawn) for seed, drawn in rest)) if rest else None
-    return join(*(drawn for _, drawn in open_), folded(title, inside)) or None
+    """The part's own plots, of the first seed that has any: all seeds' are in study.json, and would make the page tens of megabytes."""
+    if part in ("epochs", "behaviour", "ablation", "truth"):  # drawn from the cells, all seeds together
+        return None
+    plots = next((plots for world in worlds if (plots := [plot for plot in world.plots if plot.part == part])), None)
+    if plots is None:
+        return None
+    seeds = {world.seed for world in worlds}
+    note = el("p", f"Drawn of seed {min(seeds)}; those of the others are in study.json.", class_="quiet") if len(seeds) > 1 else None
+    return join(plot_figures(plots, id=f"{id}-{part}"), note)
 
 
 def folded(title: str, inside: Markup | None) -> Markup | None:

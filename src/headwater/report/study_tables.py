@@ -54,16 +54,20 @@ def letter(at: int) -> str:
 
 
 def cell_table(
-    pooled: Sequence[Pooled], *, id: str, caption: str, first: str = "Method", metrics: Sequence[str] | None = None
+    pooled: Sequence[Pooled], *, id: str, caption: str, first: str = "Method", metrics: Sequence[str] | None = None, strips: bool = False
 ) -> Markup | None:
-    """A line for each method and variant, a column for each metric, the known ones first. None where there is no cell."""
+    """A line for each method and variant, a column for each metric, the known ones first. None where there is no cell.
+
+    `strips` draws each interval beside its number.
+    """
     columns = list(metrics or ordered_metrics(one.metric for one in pooled))
     cells = {(one.method, one.variant, one.metric): one for one in pooled if one.metric in columns}
     rows = list(dict.fromkeys((method, variant) for method, variant, _ in cells))
     if not rows:
         return None
     notes = Footnotes(f"{id}-note", [])
-    axes = {metric: strip_axis([one for one in cells.values() if one.metric == metric], metric) for metric in columns}
+    drawn = columns if strips else ()
+    axes = {metric: strip_axis([one for one in cells.values() if one.metric == metric], metric) for metric in drawn}
     head = el("tr", el("th", first, scope="col"), *(_column(metric) for metric in columns))
     body = [_line(row, [cells.get((*row, metric)) for metric in columns], axes, columns, notes) for row in rows]
     table = el("table", el("caption", caption), el("thead", head), el("tbody", *body), class_="cells plain", data_sortable=True)
@@ -90,7 +94,7 @@ def _column(metric: str) -> Markup:
 
 def _line(row: Row, cells: Sequence[Pooled | None], axes: dict[str, Axis], metrics: Sequence[str], notes: Footnotes) -> Markup:
     return el(
-        "tr", way_heading(*row), *(_cell(one, axes[metric], metric, notes) for one, metric in zip(cells, metrics, strict=True))
+        "tr", way_heading(*row), *(_cell(one, axes.get(metric), metric, notes) for one, metric in zip(cells, metrics, strict=True))
     )  # fmt: skip
 
 
@@ -98,7 +102,8 @@ def way_heading(method: str, variant: str) -> Markup:
     return el("th", foreign(method), el("span", foreign(variant), class_="variant") if variant else None, scope="row")
 
 
-def _cell(one: Pooled | None, axis: Axis, metric: str, notes: Footnotes) -> Markup:
+def _cell(one: Pooled | None, axis: Axis | None, metric: str, notes: Footnotes) -> Markup:
+    """Without an axis nothing is drawn: folded tables are thousands of cells."""
     name = metric_name(metric)
     if one is None:
         return el("td", el("span", "not asked", class_="visually-hidden"), class_="number empty", data_label=name)
@@ -107,11 +112,11 @@ def _cell(one: Pooled | None, axis: Axis, metric: str, notes: Footnotes) -> Mark
     note = notes.mark(one.because) if one.because else None
     return el(
         "td",
-        el("span", written(one.figure.value, metric), note, strip(one, axis), class_="value"),
+        el("span", written(one.figure.value, metric), note, axis and strip(one, axis), class_="value"),
         el("span", interval_text(one, metric), class_="interval"),
         class_="number",
         data_label=name,
-        data_sort=repr(one.figure.value),
+        data_sort=f"{one.figure.value:.6g}",
         title=told(one),
     )
 
@@ -179,7 +184,7 @@ def methods_table(chapter: Chapter, *, id: str) -> Markup | None:
     tables = chapter.part("tables")
     truth = chapter.find("truth", "lds")
     joined = [*tables, *(Pooled("tables", one.method, one.variant, "lds", one.cells) for one in truth)]
-    return cell_table(joined, id=id, caption="Every method, by class and by cause", metrics=_columns(tables, truth))
+    return cell_table(joined, id=id, caption="Every method, by class and by cause", metrics=_columns(tables, truth), strips=True)
 
 
 def _columns(tables: Sequence[Pooled], truth: Sequence[Pooled]) -> list[str]:

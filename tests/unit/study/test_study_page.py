@@ -95,7 +95,7 @@ def test_a_number_is_the_mean_over_seeds_with_its_interval_and_its_seeds() -> No
     values = [cell.value for cell in study.cells if (cell.task, cell.part, cell.method, cell.metric) == at]
     assert len(values) == 2
     assert one.value == pytest.approx(np.mean(values))
-    table = str(cell_table([one], id="t", caption="c"))
+    table = str(cell_table([one], id="t", caption="c", strips=True))
     assert f"{np.mean(values):.2f}" in visible(table)
     assert table.count('class="seed"') == 2
     low, high = one.figure.interval  # type: ignore[union-attr, misc]
