@@ -19,6 +19,7 @@ CONTROLS = (*WORDS, "embedding", "length", "loss", "random")
 """What knows nothing of the model, or nothing of the query: never the method to use, always what it is held against."""
 NO_METHODS = (ORACLE, "noise ceiling", "ceiling")
 NAMED = 4  # ties in a sentence
+SHOWN = 3  # methods with their figures in a sentence
 HUB = 0.2  # of the queries with the same first row
 
 
@@ -164,11 +165,11 @@ def beyond_the_class(reading: Reading, setting: Setting) -> tuple[bool, str]:
     oracle = reading.known(setting, "truth", ORACLE, "lds")
     if oracle is None:
         return False, "More than the class: what knowing the class alone is worth was not measured."
-    more = []
-    for way in candidates(reading, setting, "truth", "lds"):
-        gap = reading.less(setting, "truth", way, ORACLE, "lds")
-        if gap is not None and gap.interval is not None and gap.interval[0] > 0:
-            more.append(f"{way} (by {gap})")
+    gaps = {way: reading.less(setting, "truth", way, ORACLE, "lds") for way in candidates(reading, setting, "truth", "lds")}
+    more = [(way, gap) for way, gap in gaps.items() if gap is not None and gap.interval is not None and gap.interval[0] > 0]
     if more:
-        return True, f"More than the class: LDS above that of knowing the class alone, {oracle}, for {listed(more)}."
+        more.sort(key=lambda one: -one[1].value)
+        rest = [f"{len(more) - SHOWN} others"] if len(more) > SHOWN else []
+        told = listed([*(f"{way} (by {gap})" for way, gap in more[:SHOWN]), *rest])
+        return True, f"More than the class: LDS above that of knowing the class alone, {oracle}, for {told}."
     return False, f"Which row of the class it was: nothing here says more than the class, whose LDS is {oracle}."
