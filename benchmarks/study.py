@@ -38,7 +38,7 @@ KEPT: dict[str, tuple[str, ...]] = {
     "anti": ("prefers behaviour to words", "agrees with the tail patch"),
     "solver": ("mean eigenvalue over damping", "largest eigenvalue over damping", "rank over rows", "bound on the error", "error",
                "cosine to gradient within a tensor", "rank correlation to dot", "rank correlation to exact Fisher"),
-    "ablation": ("accuracy", "accuracy points", "cover points", "accuracy change (one mended)", "accuracy change (one put back)"),
+    "ablation": ("accuracy", "accuracy points", "cover points", "accuracy change (one mended)"),
 }  # fmt: skip
 CAUSES = ("padding", "prompt", "hubs", "solver", "remaining", "failure")
 
@@ -147,12 +147,15 @@ def by_task(part: str, columns: Mapping[str, tuple[Way, str]]) -> Callable[[Show
     return made
 
 
+def _named(way: Way) -> str:
+    return way.variant if way.method == "explained" else str(way)
+
+
 def by_method(part: str, metric: str) -> Callable[[Shown], str]:
     def made(shown: Shown) -> str:
         tasks = [task for task in shown.tasks if any(key[0] == task and key[1] == part and key[4] == metric for key in shown.figures)]
-        return table(
-            ["method", *tasks], [[str(way), *(shown.text(task, part, way, metric) for task in tasks)] for way in shown.ways(part, metric)]
-        )
+        lines = [[_named(way), *(shown.text(task, part, way, metric) for task in tasks)] for way in shown.ways(part, metric)]
+        return table(["", *tasks], lines)
 
     return made
 
@@ -216,6 +219,7 @@ TABLES: dict[str, Callable[[Shown], str]] = {
     "words": by_task("tables", {**WORDS, "length": (Way("length"), "accuracy")}),
     "explained": by_task("ablation", EXPLAINED),
     "explained-cover": by_task("ablation", EXPLAINED_COVER),
+    "mended": by_method("ablation", "accuracy change (one mended)"),
     "theorem": by_task("solver", THEOREM),
     "solvers": by_task("solver", SOLVERS),
     "epochs": by_method("epochs", "spread of accuracy over epochs"),
