@@ -160,14 +160,18 @@ def by_method(part: str, metric: str) -> Callable[[Shown], str]:
     return made
 
 
+UNTESTED = "cannot be tested"
 NOTES = {"implied": " (implied, not stated)", "planted": " (a planted check, not the paper's)"}
 
 
 def claims_table(shown: Shown) -> str:
-    return table(["claim", "verdict", "the cells that say so"], [
-        [claim["says"] + NOTES.get(claim["origin"], ""), f"**{claim['verdict']}**", claim["because"]]
-        for claim in shown.about["claims"]
-    ])  # fmt: skip
+    """The claims that this study could test, and the names of the others."""
+    claims = shown.about["claims"]
+    tested = [claim for claim in claims if claim["verdict"] != UNTESTED]
+    others = "; ".join(claim["name"] for claim in claims if claim["verdict"] == UNTESTED)
+    lines = [[claim["says"] + NOTES.get(claim["origin"], ""), f"**{claim['verdict']}**", claim["because"]] for claim in tested]
+    found = table(["claim", "verdict", "the cells that say so"], lines)
+    return f"{found}\nCannot be tested here: {others}.\n" if others else found
 
 
 def answers_list(shown: Shown) -> str:
