@@ -53,8 +53,8 @@ def kept(study: Mapping[str, Any]) -> dict[str, Any]:
     figures = [
         figure for setting in reading.settings for part, metrics in KEPT.items() for figure in _figures(reading, setting, part, metrics)
     ]
-    worlds = {world["task"]: {name: world.get(name) for name in ("family", "n_rows", "n_queries", "k", "epochs", "source")}
-              for world in study["worlds"]}  # fmt: skip
+    about = ("task", "family", "n_rows", "n_queries", "k", "epochs", "source")
+    worlds = list({world["task"]: {name: world.get(name) for name in about} for world in study["worlds"]}.values())
     return {
         **{name: study[name] for name in ("command", "size", "seconds")},
         "seeds": len({world["seed"] for world in study["worlds"]}),
@@ -97,7 +97,7 @@ class Shown:
 
     @property
     def tasks(self) -> list[str]:
-        return list(self.about["worlds"])
+        return [world["task"] for world in self.about["worlds"]]
 
     def ways(self, part: str, metric: str) -> list[Way]:
         return list(dict.fromkeys(Way(line[2], line[3]) for line in self.about["figures"] if line[1] == part and line[4] == metric))
@@ -187,7 +187,7 @@ def answers_list(shown: Shown) -> str:
 
 def about(shown: Shown) -> str:
     facts = shown.about
-    sizes = ", ".join(f"{task} {world['n_rows']} + {world['n_queries']}" for task, world in facts["worlds"].items())
+    sizes = ", ".join(f"{world['task']} {world['n_rows']} + {world['n_queries']}" for world in facts["worlds"])
     seeds = f"{facts['seeds']} seed{'' if facts['seeds'] == 1 else 's'}"
     cells = f"{facts['cells']:,} cells, {facts['empty']} of them empty with a reason"
     return f"`{facts['command']}`: {seeds}, {cells}, {facts['seconds'] / 60:.0f} minutes. Rows + queries: {sizes}.\n"
