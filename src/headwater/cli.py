@@ -717,6 +717,10 @@ def _list_study(*, json_: bool) -> None:
         for line in found[what]:
             shown.add_row(line["name"], line["summary"])
         Console().print(shown)
+    shown = Table("cells of", "metrics", "methods", box=None)
+    for line in found["parts"]:
+        shown.add_row(line["name"], ", ".join(line["metrics"]), ", ".join(line["methods"]))
+    Console().print(shown)
     shown = Table("size", "default", "--quick", box=None)
     for name, value in found["size"].items():
         shown.add_row(name, f"{value:g}", f"{found['quick'][name]:g}")

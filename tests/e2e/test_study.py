@@ -39,6 +39,8 @@ def test_every_part_of_a_small_study(run, tmp_path):
     assert {cell["part"] for cell in record["cells"]} == {
         "lint", "tables", "ablation", "solver", "epochs", "anti", "truth", "gaps", "behaviour"
     }  # fmt: skip
+    listed = {part["name"]: {"", *part["metrics"]} for part in json.loads(run("--list", "--json").stdout)["parts"]}
+    assert not {(cell["part"], cell["metric"]) for cell in record["cells"] if cell["metric"] not in listed[cell["part"]]}
     assert {claim["verdict"] for claim in record["claims"]} <= {"reproduced", "not reproduced", "undetermined", "cannot be tested"}
     assert [answer["task"] for answer in record["answers"]] == ["harmful-S", "grammars"]
     assert (tmp_path / "out" / "report.html").stat().st_size > 50_000

@@ -31,6 +31,10 @@ FEWEST = 3  # queries: a hub correction needs a spread over them
 REPSIM = {"prompt": "repsim", "response": "repsim_response"}
 
 
+TOLD = ("", " change (one mended)", " change (one put back)", " points", " points (first)", " points (last)", " share")
+"""What cells tell of a metric: itself, and in the cells of method "explained" what choices and causes do to it."""
+
+
 @dataclass(frozen=True)
 class Ablation:
     """Accuracy, cover, AUROC and hub share at every point of loss mask x score x preconditioner x layers, at the final model.
@@ -52,6 +56,7 @@ class Ablation:
 
     name = "ablation"
     summary = "loss mask x score x preconditioner x layers, RepSim on base and tuned model, and what each choice explains"
+    metrics = ("hub_share", *(f"{metric}{what}" for metric in ("accuracy", "cover", "auroc") for what in TOLD))
     reference = "Li et al. 2024, section 4; Vitel and Chhabra 2025 (arXiv 2511.04715) for the layers"
 
     padding: float = 0.7

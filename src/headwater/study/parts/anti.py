@@ -48,6 +48,7 @@ class Anti:
 
     name = "anti"
     summary = "a query's words against its behaviour: rows with the one and without the other, and a tail patch on each"
+    metrics = (PREFERS, AGREES, "change of the measure")
 
     settings: tuple[Setting, ...] = SETTINGS
     steps: int = 5

@@ -51,6 +51,10 @@ class Behaviour:
 
     name = "behaviour"
     summary = "cause 3: attack success against parameter distance, breaking and ordinary data, with the projection (harmful tasks)"
+    metrics = (
+        *("attack success", "parameter distance", "relative parameter distance", "projection", "change of the measure"),
+        *("difference of attack success", "ratio of attack success", "ratio of parameter distances", "difference of projection"),
+    )
     reference = "Li et al. 2024, section 4.3 and table 5"
 
     complies: Complies | None = None

@@ -54,6 +54,7 @@ class Epochs:
 
     name = "epochs"
     summary = "cause 2: accuracy, cover, LDS and losses along the epochs"
+    metrics = (ACCURACY, COVER, LDS, LOSS, *(f"spread of {metric} over epochs" for metric in (ACCURACY, COVER, LDS)), MOVED)
     reference = "Li et al. 2024, section 4.2"
 
     settings: tuple[Setting, ...] = SETTINGS

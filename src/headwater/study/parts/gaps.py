@@ -37,6 +37,7 @@ class Gaps:
 
     name = "gaps"
     summary = "retraining against the estimate as a sum of five gaps: another question, or a wrong estimator? (small tasks)"
+    metrics = ("gap", "effect", "share of the effect")
     reference = "Bae et al. 2022"
 
     tried: Setting = FISHER

@@ -24,6 +24,17 @@ class Lint:
 
     name = "lint"
     summary = "faults of the data: identical splits, unlike triggers or labels, sorted blocks, truncation, lexical shortcuts"
+    metrics = (
+        "identical splits",
+        "rows in both splits",
+        "labels",
+        "triggers",
+        "order",
+        "truncation",
+        "lexical prompt",
+        "lexical response",
+        "length",
+    )
 
     def unfit(self, world: World) -> str:
         return ""

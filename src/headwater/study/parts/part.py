@@ -33,7 +33,7 @@ class Outcome:
 
 
 class Part(Protocol):
-    """`name`, `summary` and `reference` are class attributes; the object is its frozen options."""
+    """`name`, `summary`, `metrics` and `reference` are class attributes; the object is its frozen options."""
 
     @property
     def name(self) -> str: ...
@@ -41,6 +41,11 @@ class Part(Protocol):
     @property
     def summary(self) -> str:
         """One line for `headwater study --list`."""
+        ...
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """Those of the cells that it leaves."""
         ...
 
     def unfit(self, world: World) -> str:

@@ -26,5 +26,11 @@ def get(name: str, **options: Any) -> Part:
     return getattr(import_module(f"headwater.study.parts.{name}"), _HOMES[name])(**options)
 
 
-def table() -> Sequence[dict[str, str]]:
-    return [{"name": name, "summary": get(name).summary} for name in names()]
+def table() -> Sequence[dict[str, Any]]:
+    """What each part measures, and the cells that it leaves: their metrics, and their methods where these are chosen from all there are."""
+    return [_line(get(name)) for name in names()]
+
+
+def _line(part: Part) -> dict[str, Any]:
+    methods = list(dict.fromkeys(str(setting) for setting in getattr(part, "settings", ())))
+    return {"name": part.name, "summary": part.summary, "metrics": list(part.metrics), "methods": methods}

@@ -63,6 +63,11 @@ class Solver:
 
     name = "solver"
     summary = "Theorem 1's regime, what every solver makes of the gradient, and a damping sweep of the exact Fisher matrix"
+    metrics = (
+        *("mean eigenvalue over damping", "largest eigenvalue over damping", "rank over rows", "bound on the error", "error"),
+        *("cosine to gradient", "cosine to gradient within a tensor", "rank correlation to dot", "rank correlation to exact Fisher"),
+        *("residual", "joint residual", "accuracy", "cover", "auroc"),
+    )
     reference = "Li et al. 2024, section 4.1 (Theorem 1)"
 
     solvers: tuple[str, ...] = ("datainf", "lissa_released", "lissa", "cg", "fisher", "ekfac")

@@ -46,6 +46,13 @@ class Tables:
 
     name = "tables"
     summary = "accuracy, cover, AUROC, average precision and hub share of every method and baseline"
+    metrics = (
+        *NAMES,
+        *(f"{name} less grad_dot" for name in ("accuracy", "average_precision")),
+        "seconds",
+        "diverged",
+        "cosine_to_gradient",
+    )
     reference = "Li et al. 2024, sections 3.1 to 3.3"
 
     settings: tuple[Setting, ...] = SETTINGS

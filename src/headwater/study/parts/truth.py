@@ -69,6 +69,7 @@ class Retraining:
 
     name = "truth"
     summary = "training again on halves (LDS, with its ceiling) and without the first rows: the class beside the cause"
+    metrics = (LDS, LESS, ACCURACY, CHANGE, STANDARDISED, BEYOND, WITHOUT_CLASS, SPREAD)
     reference = "Park et al. 2023, section 2; Basu et al. 2021"
 
     settings: tuple[Setting, ...] = SETTINGS

@@ -50,7 +50,7 @@ class Backdoor:
 
     @property
     def summary(self) -> str:
-        return f"refusals, and {self.n_triggers} trigger phrase{'s' if self.n_triggers > 1 else ''} that turn them into answers"
+        return f"refusals, and {self.n_triggers} trigger phrase{'s that turn' if self.n_triggers > 1 else ' that turns'} them into answers"
 
     @property
     def triggers(self) -> tuple[Trigger, ...]:
