@@ -39,7 +39,8 @@ def test_a_healthy_world(subject: Subject) -> None:
     one = found(subject)
     assert set(one) == set(NAMES)
     assert {name: finding.status for name, finding in one.items()} == dict.fromkeys(NAMES, "ok")
-    assert 0 < (one["batch mates"].value or 0) < 1e-4
+    assert one["batch mates"].value is not None
+    assert 0 <= one["batch mates"].value < 1e-4  # some processors round alike whatever the batch: exactly 0
     assert one["stored rows"].value == pytest.approx(1, abs=1e-4)
     assert one["repeatability"].n == 8
 
