@@ -26,7 +26,8 @@ WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 def prepare_base(model: Model, folder: Path, *, size: Size, texts: Sequence[str], task: Task) -> str:
     """The folder or hub id that trainings start from; made in `folder` where it has to be. What is there is not made again."""
     if model.is_tiny:
-        return _once(folder / "tiny", lambda out: _tiny(texts, size, out))
+        key = _key(texts, size)
+        return _once(folder / f"tiny-{key[:8]}", lambda out: _tiny(texts, size, key, out))
     if model.task == "sequence-classification":
         return _once(folder / f"{model.name}-{task.name}", lambda out: _with_head(model, task, out))
     return model.path
@@ -40,18 +41,26 @@ def _once(folder: Path, make: Callable[[Path], None]) -> str:
     return str(folder.resolve())
 
 
-def _tiny(texts: Sequence[str], size: Size, out: Path) -> None:
+def _shape(size: Size) -> dict[str, int]:
+    return {"hidden_size": size.hidden, "intermediate_size": 11 * size.hidden // 4, "num_hidden_layers": size.layers}
+
+
+def _key(texts: Sequence[str], size: Size) -> str:
+    """Of everything that decides the tiny model: another size or other texts in the same folder have a model of their own."""
+    settings = {"shape": _shape(size), "vocabulary": size.vocabulary, "tokens": SEQUENCE_TOKENS, "recipe": PRETRAINING.model_dump()}
+    return key_of(settings, texts)
+
+
+def _tiny(texts: Sequence[str], size: Size, key: str, out: Path) -> None:
     """A Llama pretrained on the texts for one epoch, from the cache where it has been made before."""
-    shape = {"hidden_size": size.hidden, "intermediate_size": 11 * size.hidden // 4, "num_hidden_layers": size.layers}
-    settings = {"shape": shape, "vocabulary": size.vocabulary, "tokens": SEQUENCE_TOKENS, "recipe": PRETRAINING.model_dump()}
 
     def make() -> TinyModel:
-        made = tiny_model(0, texts=texts, vocab_size=size.vocabulary, **shape)
+        made = tiny_model(0, texts=texts, vocab_size=size.vocabulary, **_shape(size))
         examples = packed(texts, made.tokenizer, length=SEQUENCE_TOKENS)
         finetune(made.model, examples, PRETRAINING, pad_id=SPECIAL_TOKENS.index(PAD), description="pretraining")
         return made
 
-    made, _ = from_cache(f"study-{key_of(settings, texts)}", make)
+    made, _ = from_cache(f"study-{key}", make)
     made.model.save_pretrained(out)
     made.tokenizer.save_pretrained(out)
 

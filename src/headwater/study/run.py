@@ -271,8 +271,9 @@ def told(error: Exception) -> str:
 def _record(out: Path, worlds: Sequence[World], size: Size, command: str, seconds: float) -> dict[str, Any]:
     """Of everything in the folder: these worlds with all their parts, whichever this call asked for, and those of earlier calls."""
     before = read_json(out / STUDY, way_out="Remove it; the next call writes it anew.") if (out / STUDY).exists() else {}
-    made = [_world_record(world, _found(world), out) for world in worlds]
-    cells = [cell for world in worlds for part in _found(world).values() for cell in part["cells"]]
+    found = [_found(world) for world in worlds]
+    made = [_world_record(world, of_world, out) for world, of_world in zip(worlds, found, strict=True)]
+    cells = [cell for of_world in found for part in of_world.values() for cell in part["cells"]]
     here = {_key(one) for one in made}
     earlier = [one for one in before.get("worlds", ()) if _key(one) not in here]
     cells = [*(cell for cell in before.get("cells", ()) if _key(cell) not in here), *cells]

@@ -18,12 +18,10 @@ from headwater.truth.trained import recipe_of
 from headwater.types import Example
 
 
-def make_trainer(
-    rows: Sequence[Example], seed: int, *, model: Model, base: str, out: str, epochs: int, checkpoints: int = 0, initial: bool = False
-) -> Any:
+def make_trainer(rows: Sequence[Example], seed: int, *, model: Model, base: str, out: str, epochs: int, checkpoints: int = 0) -> Any:
     """A Trainer over these rows, ready to train: AdamW, gradients clipped at norm 1, no warm-up, the model's own schedule.
 
-    `checkpoints` of them are written, evenly spaced; none where 0. `initial` keeps the weights before the first step as well.
+    `checkpoints` of them are written, evenly spaced; none where 0.
     """
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -43,7 +41,7 @@ def make_trainer(
         RowIdCollator(collator(session)),
         with_row_ids(trainer_rows(rows)),
         processing_class=session.tokenizer,
-        callbacks=[HeadwaterCallback(initial_weights=initial)] if checkpoints else [],
+        callbacks=[HeadwaterCallback()] if checkpoints else [],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

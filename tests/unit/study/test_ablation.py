@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from headwater.evaluate.figure import proportion_figure
 from headwater.methods.shared import whole
 from headwater.model.session import load_session
+from headwater.report.study_schema import options
 from headwater.study.metrics import class_figures
 from headwater.study.models import TINY
 from headwater.study.parts import explained
@@ -22,7 +23,7 @@ from headwater.study.parts.example_space import damped as tensor_damping
 from headwater.study.parts.explained import CAUSES, Question
 from headwater.study.parts.loss_masks import MASKS, loss_gradients, masked, padded_length, padding_id
 from headwater.study.parts.part import place
-from headwater.study.parts.points import METRICS, SCORES, Marks, Point, parse_variant, points, scored, values, variant
+from headwater.study.parts.points import METRICS, SCORES, Marks, Point, points, scored, values, variant
 from headwater.study.world import QUICK, World
 from headwater.training.folder import TrainerFolder
 from headwater.types import Example, UsageError
@@ -183,9 +184,9 @@ def test_hub_correction_is_z_of_each_row_over_the_queries():
 
 def test_a_variant_can_be_read_again():
     choices = {"mask": "prompt and padding", "score": "dot", "layers": "depth 3"}
-    assert parse_variant(variant(**choices)) == choices
-    assert parse_variant(Point("none", "dot", "fisher 10").variant) == {"mask": "none", "score": "dot", "layers": "sum"}
-    assert parse_variant("") == {}
+    assert options(variant(**choices)) == choices
+    assert options(Point("none", "dot", "fisher 10").variant) == {"mask": "none", "score": "dot", "layers": "sum"}
+    assert options("") == {}
 
 
 # -------------------------------------------------------------------------------------------------------------- the grid

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,9 +63,14 @@ def test_the_tiny_model_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setattr(base, "finetune", lambda *args, **options: pytest.fail("pretrained again"))
     assert prepare_base(TINY, tmp_path / "base", size=SMALL, texts=texts, task=task) == first
     again = prepare_base(TINY, tmp_path / "other", size=SMALL, texts=texts, task=task)
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path / "base" / "tiny", tmp_path / "other" / "tiny")]
+    weights = [(Path(folder) / "model.safetensors").read_bytes() for folder in (first, again)]
     assert weights[0] == weights[1]
     assert again != first
+    monkeypatch.undo()
+    monkeypatch.setenv("HEADWATER_CACHE", str(tmp_path / "cache"))
+    wider = prepare_base(TINY, tmp_path / "base", size=replace(SMALL, hidden=32), texts=texts, task=task)
+    others = prepare_base(TINY, tmp_path / "base", size=SMALL, texts=["four five six."] * 40, task=task)
+    assert len({first, wider, others}) == 3  # one folder of a study, three models: none is taken for another
 
 
 needs_encoder = pytest.mark.skipif(find_spec(PACKAGE) is None, reason="the encoder's package is a development extra")

@@ -55,13 +55,8 @@ class Point:
 
 
 def variant(**choices: str) -> str:
-    """As in `mask=none; score=dot`."""
+    """As in `mask=none; score=dot`: `report.study_schema.options` reads it."""
     return "; ".join(f"{name}={value}" for name, value in choices.items())
-
-
-def parse_variant(text: str) -> dict[str, str]:
-    """The inverse of `variant`."""
-    return dict(part.split("=", 1) for part in text.split("; ")) if text else {}
 
 
 # --------------------------------------------------------------------------------------------------------------- scores
