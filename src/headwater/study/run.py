@@ -35,7 +35,7 @@ from headwater.study.tasks import registry as tasks
 from headwater.study.tasks import released
 from headwater.study.world import QUICK, Size, World
 from headwater.truth.workers import worker_pool
-from headwater.types import HeadwaterError, UsageError
+from headwater.types import DataError, HeadwaterError, UsageError
 
 FORMAT = 1
 STUDY, CELLS = "study.json", "cells.parquet"
@@ -162,7 +162,10 @@ def _pieces(path: Path) -> list[str]:
     """Paragraphs of a file of running text."""
     if not path.is_file():
         raise UsageError(f"--text {path}: no such file")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"--text {path} is no UTF-8 text ({error}): give a plain text file, a paragraph a line") from error
 
 
 # ------------------------------------------------------------------------------------------------------------- measuring

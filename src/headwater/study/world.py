@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 
 from headwater import api, methods
-from headwater.atomic import write_atomically, write_json
+from headwater.atomic import read_json, write_atomically, write_json
 from headwater.corpus import load_corpus
 from headwater.evaluate.classes import ClassLabels, places
 from headwater.index.examples import stored_examples
@@ -81,7 +81,7 @@ class World:
         settings = {"task": self.task.name, "source": self.task.source, "model": asdict(self.model), "base": base, "seed": self.seed,
                     "size": asdict(self.size), "rows": digest([asdict(row) for row in self.task.rows])}  # fmt: skip
         settings, path = json.loads(json.dumps(settings, default=str)), self.folder / "world.json"
-        if path.exists() and (there := json.loads(path.read_text(encoding="utf-8"))) != settings:
+        if path.exists() and (there := read_json(path, way_out="Remove its folder to begin this world anew.")) != settings:
             differ = [name for name in settings if there.get(name) != settings[name]]
             raise IntegrityError(f"{self.folder} was begun with another {' and '.join(differ)}: choose another --out, or remove the folder")
         write_json(path, settings)

@@ -10,7 +10,7 @@ from headwater.study.cells import Cell
 from headwater.study.parts import registry
 from headwater.study.parts.part import Outcome, place
 from headwater.study.run import study
-from headwater.types import IntegrityError, UsageError
+from headwater.types import DataError, IntegrityError, UsageError
 
 TINY = {
     "share": 0.2, "queries": 4, "checkpoints": 1, "halves": 4, "retrainings": 1, "removals": 1, "epochs": 0.1, "layers": 1,
@@ -125,6 +125,23 @@ def test_two_processes_measure_what_one_does(tmp_path, result):
 def test_a_folder_of_another_study_is_refused(result):
     with pytest.raises(IntegrityError, match="size"):
         small_study(result.out, queries=5)
+
+
+def test_a_damaged_file_says_what_to_remove(result):
+    path = next((result.out / "worlds").iterdir()) / "world.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:20])
+    try:
+        with pytest.raises(IntegrityError, match=r"world\.json cannot be read.*Remove its folder"):
+            small_study(result.out)
+    finally:
+        path.write_bytes(whole)
+
+
+def test_text_that_is_none_is_refused(tmp_path):
+    (tmp_path / "text").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(DataError, match="no UTF-8 text"):
+        small_study(tmp_path / "out", text=tmp_path / "text")
 
 
 @pytest.mark.parametrize(
