@@ -1,6 +1,6 @@
 """How near influence comes to the exact damped Gauss-Newton influence, on the LoRA workload of the peers' benchmark.
 
-    python -m benchmarks.accuracy --json [--rows 24] [--queries 2] [--minutes 60] [--threads 1]     the reference, then every method
+    python -m benchmarks.accuracy --json [--rows 48] [--queries 4] [--minutes 60]     the reference, then every method
 
 The reference solves `(C + lambda) x = h` for each query by conjugate gradients to a relative residual of 1e-8 in float64, C the joint
 Gauss-Newton matrix of the LoRA parameters over the rows, lambda a tenth of the mean eigenvalue of each block. It knows no
@@ -13,6 +13,7 @@ import argparse
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,6 @@ from benchmarks.workload import lora, queries, rows
 from headwater.curvature import get
 from headwater.curvature.conjugate import conjugate_gradients
 from headwater.curvature.ekfac import EKFAC
-from headwater.curvature.kfac import KFAC
-from headwater.curvature.kronecker import solve_in_basis
 from headwater.curvature.operators import Operator, damped, relative, spread
 from headwater.gradient.live import LiveSource
 from headwater.gradient.scope import find_scope, make_layout
@@ -37,16 +36,18 @@ from headwater.methods.influence import Influence
 from headwater.model import measures
 from headwater.model.session import Session
 from headwater.progress import quiet
-from headwater.types import Example, State
+from headwater.types import Example
 
 REFERENCE = RESULTS / "accuracy_reference.npz"
 TOLERANCE, MAX_STEPS = 1e-8, 3000
-DRAWS = 100  # of labels for each row, for the reference's preconditioner
+DRAWS = 16_384  # gradients with drawn labels that the reference's preconditioner is made of
+TOGETHER, PANEL = 4096, 4096  # of them that are multiplied together, and columns of the product that are
 EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "identity": ("identity", {}),
     "kfac": ("kfac", {}),
     "ekfac": ("ekfac", {}),
     "ekfac_empirical": ("ekfac", {"labels": "true"}),
+    "ekfac_one_draw": ("ekfac", {"basis_labels": "sampled"}),
     "ekfac_two_labels": ("ekfac", {"basis_labels": "true"}),
     "ekfac_cg": ("ekfac_cg", {}),
     "fisher": ("fisher", {}),
@@ -65,6 +66,8 @@ def sides(n_rows: int, n_queries: int, dtype: torch.dtype) -> tuple[LiveIndex, L
     from benchmarks.indexing import model
 
     network = lora(model()).to(dtype).eval()
+    if dtype == torch.float64:
+        compute_norms_in_float64(network)
     session = Session(network, None, "causal-lm", name="benchmark")
     layout = make_layout(network, find_scope(network, include=("*lora_*",)), SketchSpec(rank=None))
     source = LiveSource(session, named(rows(n_rows), "row"), layout, keep=("true", "sampled"))
@@ -74,14 +77,24 @@ def sides(n_rows: int, n_queries: int, dtype: torch.dtype) -> tuple[LiveIndex, L
     return index, LiveQueries(stored, source, asked, measures.get("response_log_probability"))
 
 
+def compute_norms_in_float64(network: torch.nn.Module) -> None:
+    """transformers' RMSNorm computes in float32 whatever the model's dtype: no residual would come below 1e-7."""
+    for module in network.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            norm: Any = module
+            shape, epsilon = norm.weight.shape, norm.variance_epsilon
+            norm.forward = partial(torch.nn.functional.rms_norm, normalized_shape=shape, weight=norm.weight, eps=epsilon)
+
+
 def reference(n_rows: int, n_queries: int, *, minutes: float = 60, log: Any = sys.stderr) -> tuple[np.ndarray, float]:
     """([Q, N] exact scores, the largest residual). Each step's residual goes to the log."""
     index, asked = sides(n_rows, n_queries, torch.float64)
-    state = EKFAC(precision="float32").fit(index.source)
-    b_QD, start = asked.take("gradient_whole", range(n_queries)), time.perf_counter()
-    precondition = preconditioner(index.source, state)
+    start, state = time.perf_counter(), EKFAC(precision="float32").fit(index.source)
+    damping_D = spread(state["damping"], index.source.layout)
+    b_QD, precondition = asked.take("gradient_whole", range(n_queries)), preconditioner(n_rows, damping_D)
+    print(f"{time.perf_counter() - start:.0f} s: the preconditioner is made", file=log, flush=True)
     with index.source.linearised() as product:
-        operator = damped(product, spread(state["damping"], index.source.layout))
+        operator = damped(product, damping_D)
 
         def told(r_KD: Tensor) -> Tensor:
             largest = float(relative(r_KD, b_QD[: len(r_KD)]).max())
@@ -103,30 +116,33 @@ def reference(n_rows: int, n_queries: int, *, minutes: float = 60, log: Any = sy
     return scores_QN, float(solve.residual_K.max())
 
 
-def preconditioner(source: LiveSource, state: State) -> Operator:
-    """`v -> ((F + K) / 2 + lambda)^-1 v`: F the Fisher matrix of `DRAWS` labels drawn for each row, joint over all blocks, K K-FAC.
+def preconditioner(n_rows: int, damping_D: Tensor) -> Operator:
+    """`v -> (F + lambda)^-1 v`, F the joint Fisher matrix of `DRAWS` gradients with drawn labels, as a dense Cholesky factor in float32.
 
-    K is solved in its basis, F's few thousand rows are put on top by Woodbury. What K-FAC leaves out, the products between blocks, is in F;
-    what too few draws leave out is in K.
+    The more draws for each direction above lambda, the nearer F is to the Gauss-Newton matrix, whatever its spectrum. Divided by lambda on
+    both sides the matrix is `I + F'`, which float32 holds. Memory 8 D^2 bytes at the peak; cost `DRAWS` D^2 + D^3 / 3 multiplications.
     """
-    layout = source.layout
-    kfac = {**KFAC(precision="float32").fit(source), "damping": state["damping"]}
-    kfac["eigenvalues"] = kfac["eigenvalues"] / 2
-    draws = [rows_BD for seed in range(DRAWS) for _, rows_BD in replayed(source, seed).rows("sampled")]
-    rows_SD = torch.cat(draws).div_((2 * sum(map(len, draws))) ** 0.5)
-    solved_SD = torch.cat([solve_in_basis(kfac, layout, some_SD) for some_SD in rows_SD.split(128)])
-    factor_SS = torch.linalg.cholesky(torch.eye(len(rows_SD), dtype=rows_SD.dtype) + rows_SD @ solved_SD.T)
+    source = sides(n_rows, 1, torch.float32)[0].source
+    copies = [replace(row, id=f"{row.id}/{k}") for k in range(-(-DRAWS // n_rows)) for row in source.examples]  # each draws its own labels
+    scale_D = damping_D.rsqrt().float()
+    total_DD, waiting = torch.zeros(len(scale_D), len(scale_D)), list[Tensor]()
+    for _, rows_BD in LiveSource(source.session, copies, source.layout).rows("sampled"):
+        waiting.append(rows_BD * scale_D)
+        if sum(map(len, waiting)) >= TOGETHER:
+            add_products(total_DD, torch.cat(waiting))
+            waiting.clear()
+    add_products(total_DD, torch.cat([*waiting, torch.zeros(0, len(scale_D))]))
+    total_DD /= len(copies)
+    total_DD.diagonal().add_(1)
+    factor_DD = torch.linalg.cholesky(total_DD, upper=True)
+    del total_DD
+    return lambda v_KD: (torch.cholesky_solve((v_KD.float() * scale_D).T, factor_DD, upper=True).T * scale_D).to(v_KD)
 
-    def apply(v_KD: Tensor) -> Tensor:
-        kfac_KD = solve_in_basis(kfac, layout, v_KD)
-        return kfac_KD - torch.cholesky_solve(rows_SD @ kfac_KD.T, factor_SS).T @ solved_SD
 
-    return apply
-
-
-def replayed(source: LiveSource, seed: int) -> LiveSource:
-    """The same rows, labels drawn anew."""
-    return LiveSource(source.session, source.examples, source.layout, seed=seed + 1)
+def add_products(total_DD: Tensor, rows_nD: Tensor) -> None:
+    """`total += rows' rows`, the upper triangle by panels: what the factorisation reads."""
+    for start in range(0, len(total_DD), PANEL):
+        total_DD[start : start + PANEL, start:].addmm_(rows_nD[:, start : start + PANEL].T, rows_nD[:, start:])
 
 
 def agreement(scores_QN: np.ndarray, exact_QN: np.ndarray) -> float:
@@ -161,8 +177,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object, the last line of output; kept in benchmarks/results")
-    parser.add_argument("--rows", type=int, default=24)
-    parser.add_argument("--queries", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=48)
+    parser.add_argument("--queries", type=int, default=4)
     parser.add_argument("--minutes", type=float, default=60, help="after which the reference is taken as it is, its residual beside it")
     parser.add_argument("--kept", action="store_true", help="take the reference that is kept, and score against it")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -230,7 +230,8 @@ def blocks_of(matrix_DD: Tensor, layout: Layout) -> Tensor:
 def diagonal(source: LiveSource) -> Tensor:
     """[D] the Fisher matrix's diagonal, damped by the same rule."""
     layout = source.layout
-    squares_D = mean_squares(layout, (list(layout.split(rows_BD.clone()[:, None]).items()) for _, rows_BD in source.rows("sampled")))
+    batches = ((len(rows_BD), list(layout.split(rows_BD.clone()[:, None]).items())) for _, rows_BD in source.rows("sampled"))
+    squares_D = mean_squares(layout, batches)
     means_L = torch.stack([part.mean() for part in layout.split(squares_D).values()])
     return squares_D + spread(Damping.parse(RULE).resolve(means_L), layout)
 

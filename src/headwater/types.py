@@ -475,9 +475,9 @@ class Truth:
 State = Mapping[str, Tensor]
 """What `fit` learned: plain tensors, so that it can be saved, moved and compared. Empty where there is nothing to learn."""
 
-Labels = Literal["true", "sampled"]
+Labels = Literal["true", "sampled", "resampled"]
 """Whose gradients make a Fisher matrix: the rows' own targets (the empirical Fisher), or targets drawn from the model's own prediction at
-each position (the true Fisher, which for a softmax is the Gauss-Newton matrix)."""
+each position (the true Fisher, which for a softmax is the Gauss-Newton matrix). "resampled" are drawn once more, independently."""
 
 
 class Source(Protocol):
@@ -509,7 +509,10 @@ class ModelSource(Source, Protocol):
     """A live model with its training rows: gradients whole (nothing sketched), recomputed by a pass whenever they are asked for."""
 
     def factors(self, labels: Labels) -> Iterator[FactorBatch]:
-        """Every row once, batch by batch. One forward and one backward pass over the rows."""
+        """Every row once, batch by batch. One forward and one backward pass over the rows.
+
+        Of "resampled" labels, which a covariance is taken over, a source may give as many rows as that needs.
+        """
         ...
 
     def rows(self, labels: Labels) -> Iterator[tuple[Sequence[int], Tensor]]:

@@ -117,7 +117,7 @@ def assert_solves(curvature: Curvature, source: Source, blocks: dict[str, Tensor
     [
         KFAC(labels="true", precision=WHOLE),
         EKFAC(labels="true", precision=WHOLE),
-        EKFAC(precision=WHOLE),
+        EKFAC(basis_labels="sampled", precision=WHOLE),
     ],
     ids=["kfac", "ekfac", "ekfac-sampled"],
 )
@@ -127,7 +127,14 @@ def test_a_solve_equals_the_dense_one_with_everything_in_scope(curvature: KFAC, 
     monkeypatch.setattr(kronecker, "LARGEST_SIDE", largest_side)
     source = live(make_session("llama"), token_budget=20)
     assert {"lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"} <= {block.name for block in source.layout.blocks}
-    assert_solves(curvature, source, dense_blocks(curvature.name, source, curvature.labels, getattr(curvature, "basis_labels", None)))
+    assert_solves(curvature, source, dense_blocks(curvature.name, source, curvature.labels, getattr(curvature, "labels_of_basis", None)))
+
+
+def test_a_solve_equals_the_dense_one_where_the_basis_is_of_a_second_draw() -> None:
+    """More positions than a side is long: where they are fewer, a draw leaves part of its basis open, and another draw reaches there."""
+    source, ekfac = live(make_session("llama"), include=MATRICES, lengths=(17,) * 16), EKFAC(precision=WHOLE)
+    assert ekfac.labels_of_basis == "resampled"
+    assert_solves(ekfac, source, dense_blocks("ekfac", source, "sampled", "resampled"))
 
 
 @pytest.mark.parametrize("architecture", ["bert", "gpt2"])
@@ -161,15 +168,30 @@ def test_kfac_is_exact_for_one_row_of_one_position(labels: Labels) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_ekfac_is_no_further_from_the_fisher_matrix_than_kfac(seed: int) -> None:
-    """In the Frobenius norm, every block, the same samples; somewhere by a tenth at least."""
+    """In the Frobenius norm, every block, the same samples and so the same basis; somewhere by a tenth at least."""
     source = live(make_session("llama", seed=seed), include=MATRICES, seed=seed)
-    near, far = (formed(one.fit(source), source) for one in (EKFAC(precision=WHOLE), KFAC(precision=WHOLE)))
+    near, far = (formed(one.fit(source), source) for one in (EKFAC(basis_labels="sampled", precision=WHOLE), KFAC(precision=WHOLE)))
     ratios = []
     for block, g_NOI in matrices(source, "sampled").items():
         fisher = g_NOI.flatten(1).T @ g_NOI.flatten(1) / len(g_NOI)
         ratios.append(float((near[block] - fisher).norm() / (far[block] - fisher).norm()))
         assert ratios[-1] <= 1 + 1e-9, f"{block}: EK-FAC's distance is {ratios[-1]:.4f} of K-FAC's"
     assert min(ratios) < 0.9
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ekfac_as_it_is_by_default_is_nearer_to_the_gauss_newton_matrix_than_kfac(seed: int) -> None:
+    """The exact one, in the Frobenius norm, where the basis and the eigenvalues are of two draws. Rows of several positions each."""
+    session, include = make_session("llama", seed=seed), ("*v_proj.weight",)
+    lengths = (9, 5, 7, 11, 8, 10, 6, 12)
+    source = live(session, include=include, lengths=lengths, seed=seed)
+    exact = dense_gauss_newton(session, source.layout, make_batch(session, lengths=lengths)) / len(source)
+    near, far = (formed(one.fit(source), source) for one in (EKFAC(precision=WHOLE), KFAC(precision=WHOLE)))
+    distances = {"ekfac": 0.0, "kfac": 0.0}
+    for block, (start, stop) in zip(source.layout.blocks, pairwise(source.layout.offsets), strict=True):
+        for name, found in (("ekfac", near), ("kfac", far)):
+            distances[name] += float((found[block.name] - exact[start:stop, start:stop]).square().sum())
+    assert distances["ekfac"] < distances["kfac"]
 
 
 def test_the_basis_may_be_of_other_labels_than_the_eigenvalues() -> None:

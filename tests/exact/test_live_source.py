@@ -91,6 +91,27 @@ def test_kept_rows_come_from_one_pass_and_are_the_same(monkeypatch: pytest.Monke
     assert not source_of(make_session("llama"), keep=("true",), keep_bytes=8)[0].keeps("true")
 
 
+def test_labels_are_resampled_for_as_many_positions_as_a_basis_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without kept rows for all of them, another draw than "sampled"; with kept rows for some batches, and each as it is without."""
+    monkeypatch.setattr("headwater.gradient.live.ENOUGH", 0.1)
+    session, batch = make_session("llama"), make_batch(make_session("llama"), lengths=(9, 5, 7, 9, 6, 8))
+    layout = whole_layout(session)
+    plain, keeping = (
+        LiveSource(session, examples_of(batch), layout, token_budget=9, keep=keep)
+        for keep in ((), ("sampled",))  # type: ignore[arg-type]
+    )
+    again = {tuple(found.positions): found.factors for found in plain.factors("resampled")}
+    assert sum(map(len, again)) == len(batch)
+    drawn, drawn_again = gathered(plain, "sampled"), gathered(plain, "resampled")
+    assert float((drawn_again - drawn).norm()) > 1e-3 * float(drawn.norm())
+    some = {tuple(found.positions): found.factors for found in keeping.factors("resampled")}
+    assert 0 < len(some) < len(again)
+    for positions, factors in some.items():
+        for name, one in factors.items():
+            assert_rows_equal(one.dense().flatten(1), again[positions][name].dense().flatten(1))
+    assert_rows_equal(gathered(keeping, "sampled"), drawn)
+
+
 def dense_gauss_newton(session: Session, layout: Layout, batch: Batch) -> torch.Tensor:
     """[D, D] `sum_n J'HJ` with J by reverse mode, one logit at a time: shares no code with what is tested."""
     parameters = dict(session.model.named_parameters())

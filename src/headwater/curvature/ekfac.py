@@ -22,7 +22,8 @@ from headwater.curvature.kronecker import (
     zip_blocks,
 )
 from headwater.curvature.operators import check_width, finite, finite_blocks
-from headwater.types import FactorBatch, Labels, Layout, ModelSource, Solve, Source, State
+from headwater.gradient.factors import each_dense
+from headwater.types import FactorBatch, Factors, Labels, Layout, ModelSource, Solve, Source, State
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class EKFAC:
 
     George et al. 2018, eq. 10; Grosse et al. 2023, eq. 18-21, whose damping is the default. Among all matrices diagonal in that basis
     it is the closest to the Fisher matrix of the same gradients, so never further from it than K-FAC in that basis. `labels` "sampled"
-    makes its eigenvalues those of the true Fisher (the Gauss-Newton matrix), "true" of the empirical one. `basis_labels`, if given, are
-    those of the basis: with "true" beside sampled eigenvalues no draw measures the basis that it chose, which on few rows makes the
-    eigenvalues too large and the ranking worse (where positions are fewer than a side is long, the basis is then arbitrary). Where the
-    source is stored rows, the basis is that of the rows' own second moments: curvature of the sketch, in the sketch.
+    makes its eigenvalues those of the true Fisher (the Gauss-Newton matrix), "true" of the empirical one. `basis_labels` are those of the
+    basis: where not given, beside sampled eigenvalues those of a second draw, since a draw that measures the basis it chose finds the
+    eigenvalues too large and on few rows ranks worse. Where the source is stored rows, the basis is that of the rows' own second moments:
+    curvature of the sketch, in the sketch.
 
     `precision` is that of the products that are averaged over rows and positions; "auto" is bfloat16 where the processor is fast at it.
 
@@ -51,8 +52,12 @@ class EKFAC:
     reference = "George et al. 2018, eq. 10; Grosse et al. 2023, eq. 18-21"
     cost = "two passes over the rows (stored: two scans), eigendecompositions"
 
+    @property
+    def labels_of_basis(self) -> Labels:
+        return self.basis_labels or ("resampled" if self.labels == "sampled" else self.labels)
+
     def fit(self, source: Source) -> State:
-        state = dict(fit_bases(source, self.basis_labels or self.labels, precision_over(source, self.precision)))
+        state = dict(fit_bases(source, self.labels_of_basis, precision_over(source, self.precision)))
         eigenvalues_D = corrected_eigenvalues(state, source, self.labels, self.precision)
         means = [part.double().mean() for part in source.layout.split(eigenvalues_D).values()]
         return {**state, "eigenvalues": eigenvalues_D, "damping": Damping.parse(self.damping).resolve(torch.stack(means))}
@@ -69,7 +74,7 @@ def corrected_eigenvalues(state: State, source: Source, labels: Labels, precisio
         rotated = {name: basis.cast(precision) for name, basis in rotated.items()}
         return mean_squares(layout, _rotated_batches(source, labels, rotated, precision))
     rows = (finite(rows_BD) for _, rows_BD in source.rows(labels)) if isinstance(source, ModelSource) else finite_blocks(source)
-    return mean_squares(layout, (_rotated_rows(rows_BD, layout, rotated) for rows_BD in rows))
+    return mean_squares(layout, ((len(rows_BD), _rotated_rows(rows_BD, layout, rotated)) for rows_BD in rows))
 
 
 def _keeps(source: ModelSource, labels: Labels) -> bool:
@@ -79,22 +84,23 @@ def _keeps(source: ModelSource, labels: Labels) -> bool:
 
 def _rotated_batches(
     source: ModelSource, labels: Labels, rotated: Mapping[str, Basis], precision: Precision
-) -> Iterator[Iterator[tuple[str, Tensor]]]:
+) -> Iterator[tuple[int, Iterator[tuple[str, Tensor]]]]:
     for batch in source.factors(labels):
-        matrices = _rotated_factors(batch, rotated, precision)
+        some = len(batch.positions), _rotated_factors(batch, rotated, precision)
         del batch  # or its factors would be held while the next batch is computed
-        yield matrices
-        del matrices
+        yield some
+        del some
 
 
 def _rotated_factors(batch: FactorBatch, rotated: Mapping[str, Basis], precision: Precision) -> Iterator[tuple[str, Tensor]]:
-    """(block, [B, O, I]) `sum_t (Q_S' d_t)(Q_A' a_t)'`; an input that several blocks read is rotated once."""
+    """(block, [b, O, I]) `sum_t (Q_S' d_t)(Q_A' a_t)'`, row by row; an input that several blocks read is rotated once."""
     inputs: dict[int, Tensor] = {}
     for name, one in batch.factors.items():
         basis = rotated[name]
         if id(one.a_BTI) not in inputs:
             inputs[id(one.a_BTI)] = basis.right.rotate(in_precision(one.a_BTI, precision))
-        yield name, basis.left.rotate(in_precision(one.g_BTO, precision)).transpose(1, 2) @ inputs[id(one.a_BTI)]
+        turned = Factors(inputs[id(one.a_BTI)], basis.left.rotate(in_precision(one.g_BTO, precision)))
+        yield from ((name, g_bOI) for g_bOI in each_dense(turned))
 
 
 def _rotated_rows(rows_ND: Tensor, layout: Layout, rotated: Mapping[str, Basis]) -> Iterator[tuple[str, Tensor]]:

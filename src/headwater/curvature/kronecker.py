@@ -33,10 +33,10 @@ class Side:
 
     def rotate(self, x: Tensor) -> Tensor:
         """`[..., X]` into the eigenbasis: `x Q`, in x's dtype."""
-        return x if self.vectors is None else x @ self.vectors.to(x.dtype)
+        return x if self.vectors is None else by_panels(x, self.vectors.to(x.dtype))
 
     def rotate_back(self, x: Tensor) -> Tensor:
-        return x if self.vectors is None else x @ self.vectors.T.to(x.dtype)
+        return x if self.vectors is None else by_panels(x, self.vectors.T.to(x.dtype))
 
     def cast(self, precision: Precision) -> Side:
         """Its vectors in the dtype of the products that it is to stand in, so that they are not cast anew for each."""
@@ -100,14 +100,22 @@ def accumulate(total: Tensor, x_nX: Tensor) -> None:
     if total.dim() == 1:
         total += x_nX.to(total.dtype).square().sum(0)
         return
-    x_nX = _in_panels(x_nX) if x_nX.dtype == torch.bfloat16 else x_nX
+    x_nX = in_panels(x_nX)
     for start in range(0, len(total), PANEL):
         total[start : start + PANEL, start:] += x_nX[:, start : start + PANEL].T @ x_nX[:, start:]
 
 
-def _in_panels(x_nX: Tensor) -> Tensor:
-    """The same rows with zeros up to a multiple of `PANEL`: a new shape of a bfloat16 product costs milliseconds and a megabyte of code."""
-    return torch.nn.functional.pad(x_nX, (0, 0, 0, -len(x_nX) % PANEL))
+def in_panels(x_nX: Tensor) -> Tensor:
+    """The same rows, those of bfloat16 with zeros up to a multiple of `PANEL`: on a processor each new shape of a product costs
+    milliseconds and a megabyte of code."""
+    compiled = x_nX.dtype == torch.bfloat16 and x_nX.device.type == "cpu"
+    return torch.nn.functional.pad(x_nX, (0, 0, 0, -len(x_nX) % PANEL)) if compiled else x_nX
+
+
+def by_panels(x: Tensor, matrix_XY: Tensor) -> Tensor:
+    """[..., Y] `x @ matrix`."""
+    rows_nX = x.flatten(0, -2)
+    return (in_panels(rows_nX) @ matrix_XY)[: len(rows_nX)].unflatten(0, x.shape[:-1])
 
 
 def in_precision(x: Tensor, precision: Precision) -> Tensor:
@@ -222,19 +230,25 @@ def as_matrices(part: Tensor, block: Block) -> Tensor:
     return part if len(block.stored) == 2 else part.unsqueeze(-1)
 
 
-def mean_squares(layout: Layout, batches: Iterable[Iterable[tuple[str, Tensor]]]) -> Tensor:
-    """[D] the mean over rows of the squares of (block, [B, O, I]) matrices that come batch by batch. The matrices are consumed."""
+def mean_squares(layout: Layout, batches: Iterable[tuple[int, Iterable[tuple[str, Tensor]]]]) -> Tensor:
+    """[D] the mean over rows of the squares of their matrices. They come batch by batch: (rows, (block, [b, O, I]) of some or all of them).
+
+    The matrices are consumed.
+    """
     total_D, n_rows = None, 0
     parts: Mapping[str, Tensor] = {}
-    for batch in batches:
-        size = 0
-        for name, g_BOI in batch:
+    for size, batch in batches:
+        for name, g_bOI in batch:
             if total_D is None:
-                total_D = torch.zeros(layout.size, dtype=torch.promote_types(g_BOI.dtype, torch.float32), device=g_BOI.device)
+                total_D = torch.zeros(layout.size, dtype=torch.promote_types(g_bOI.dtype, torch.float32), device=g_bOI.device)
                 parts = layout.split(total_D)
-            size = len(g_BOI)
-            parts[name].add_(g_BOI.square_().sum(0, dtype=parts[name].dtype).reshape(parts[name].shape))
-            del g_BOI
+            if len(g_bOI) == 1:
+                row = g_bOI.reshape(parts[name].shape)
+                parts[name].addcmul_(row, row)
+                del row
+            else:
+                parts[name].add_(g_bOI.square_().sum(0, dtype=total_D.dtype).reshape(parts[name].shape))
+            del g_bOI
         n_rows += size
     assert total_D is not None, "no rows to take the mean over"
     return total_D / max(n_rows, 1)

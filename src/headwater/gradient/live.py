@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from math import ceil
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from headwater.progress import track
 from headwater.types import Batch, Example, FactorBatch, Labels, Layout
 
 GIVE_BACK_EVERY = 8  # batches: after each one it costs a fifth of the pass, after every eighth 3 %
+ENOUGH = 64  # positions for each number of the longest side: their covariance is that of all positions, for what a basis needs
 KEEP_BYTES = 1 << 30  # rows are kept in memory, and served again without a pass, where all of them take no more
 
 
@@ -32,7 +34,9 @@ class LiveSource:
 
     `bad` are positions of rows without a finite gradient: they have no curvature, and are NaN where rows are asked for. `keep` names the
     labels whose rows are wanted again later: where they all fit into `keep_bytes`, the first pass that computes factors runs one forward
-    pass and a backward pass for each of them, and they are kept. Draws of sampled labels are keyed by `seed` and row.
+    pass and a backward pass for each of them, and they are kept. Draws of sampled labels are keyed by `seed` and row. Where rows are kept,
+    labels are resampled for `ENOUGH` positions, in batches spread evenly over all lengths: there each kind of labels is a further backward
+    pass.
     """
 
     def __init__(
@@ -141,19 +145,29 @@ class LiveSource:
         through_logits = head_parameter(self.session, self.layout) is not None
         with capturing(self.session.model, sink):
             plan = self._plan(self._good, in_order=in_order)
+            again = self._share_drawn_again()
             for done, some in enumerate(track(plan, total=len(plan), description=f"gradients of {len(self._good):,} rows")):
+                asked = [kind for kind in kinds if kind != "resampled" or ceil((done + 1) * again) > ceil(done * again)]
+                if not asked:
+                    continue
                 positions = [self._good[i] for i in some]
                 batch = self._collate(positions)
                 sink.start(*batch.tokens_BT.shape)
                 with torch.enable_grad():
-                    starts = loss_starts(self.session.run(batch), kinds, seed=self.seed, through_logits=through_logits)
+                    starts = loss_starts(self.session.run(batch), asked, seed=self.seed, through_logits=through_logits)
                 used_BT = torch.arange(batch.tokens_BT.shape[1], device=batch.tokens_BT.device) < batch.lengths_B[:, None]
-                for i, (kind, start) in enumerate(zip(kinds, starts, strict=True)):
-                    torch.autograd.backward(start.root, start.gradient, retain_graph=i + 1 < len(kinds))
+                for i, (kind, start) in enumerate(zip(asked, starts, strict=True)):
+                    torch.autograd.backward(start.root, start.gradient, retain_graph=i + 1 < len(asked))
                     yield positions, kind, FactorBatch(positions, sink.take(), used_BT)
                 if done % GIVE_BACK_EVERY == 0:
                     give_back_memory()
         give_back_memory()
+
+    def _share_drawn_again(self) -> float:
+        """Of the batches, those whose labels are resampled."""
+        longest = max(max(block.shape) for block in self.layout.blocks)
+        n_positions = sum(self.examples[i].n_tokens for i in self._good)
+        return min(1.0, ENOUGH * longest / max(n_positions, 1)) if self._keep else 1.0
 
     def _plan(self, chosen: Sequence[int], *, in_order: bool = False) -> list[list[int]]:
         lengths = [self.examples[i].n_tokens for i in chosen]

@@ -14,7 +14,7 @@ from torch import Tensor
 from headwater.types import Layout
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
-NORM_ROWS = 256  # rows whose float64 copies are held at once when norms are taken
+NORM_NUMBERS = 1 << 17  # whose float64 copies are held at once when norms are taken: a megabyte stays in the cache
 
 
 class Stored(NamedTuple):
@@ -62,10 +62,10 @@ def norms(stored: Stored, layout: Layout | None) -> Tensor:
 
     numpy's sums do not depend on the number of threads, torch's may; these norms are written to disk, where bytes count.
     """
-    parts = [
-        decode(stored.rows(slice(i, i + NORM_ROWS)), layout).numpy().astype(np.float64) for i in range(0, len(stored.values_ND), NORM_ROWS)
-    ]
-    squares_N = np.concatenate([np.square(part).sum(1) for part in parts]) if parts else np.zeros(0)
+    n, width = stored.values_ND.shape
+    step = max(1, NORM_NUMBERS // max(width, 1))
+    parts = (decode(stored.rows(slice(i, i + step)), layout).numpy().astype(np.float64) for i in range(0, n, step))
+    squares_N = np.concatenate([np.zeros(0), *(np.square(part, out=part).sum(1) for part in parts)])
     with np.errstate(over="ignore"):  # a finite row can be longer than float32 can say
         return torch.from_numpy(np.where(np.isfinite(squares_N), np.sqrt(squares_N), np.nan).astype(np.float32))
 

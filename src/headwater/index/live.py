@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from headwater.corpus import collate, plan_batches
+from headwater.gradient.factors import each_dense
 from headwater.gradient.live import LiveSource, give_back_memory
 from headwater.gradient.rows import row_engine
 from headwater.gradient.sketch import sides
@@ -25,6 +26,7 @@ from headwater.model.session import Session
 from headwater.types import Block, Example, Factors, Index, IntegrityError, Labels, Layout, Measure, Member, MemberRole
 
 WHOLE = "gradient_whole"
+TOGETHER = 16  # rows that are multiplied with the held queries, or a multiple of them
 HELD_BYTES = 256 << 20  # of the queries that are held while the rows go by
 
 
@@ -129,8 +131,8 @@ class LiveIndex:
             return values_QN
         values_QN[:, sorted(self.source.bad)] = torch.nan
         for batch in self.source.factors("true"):
-            total_QB = sum(held.products(name, _rows(one, held.multiplied)) for name, one in batch.factors.items())
-            values_QN[:, torch.as_tensor(batch.positions)] = torch.as_tensor(total_QB).float().cpu()
+            total_QB = torch.as_tensor(sum(held.products(name, whole_rows(one, held.multiplied)) for name, one in batch.factors.items()))
+            values_QN[:, torch.as_tensor(batch.positions)] = total_QB[:, : len(batch.positions)].float().cpu()
             del batch  # or its factors would be held while the next batch is computed
         return values_QN
 
@@ -175,9 +177,15 @@ class Held:
         return product_QB.to(torch.promote_types(product_QB.dtype, torch.float32)) * self.scale_QL[:, i : i + 1]
 
 
-def _rows(factors: Factors, dtype: torch.dtype) -> Tensor:
-    """[B, O I] the rows' own matrices."""
-    return Factors(factors.a_BTI.to(dtype), factors.g_BTO.to(dtype)).dense().flatten(1)
+def whole_rows(factors: Factors, dtype: torch.dtype) -> Tensor:
+    """[B, O I] the rows' own matrices, with rows of zeros up to a multiple of `TOGETHER`: few shapes of products are few to compile."""
+    n, like = len(factors.g_BTO), factors.g_BTO
+    rows_BX = torch.zeros(n + -n % TOGETHER, like.shape[-1] * factors.a_BTI.shape[-1], dtype=dtype, device=like.device)
+    done = 0
+    for g_bOI in each_dense(factors):
+        rows_BX[done : done + len(g_bOI)] = g_bOI.flatten(1)
+        done += len(g_bOI)
+    return rows_BX
 
 
 class LiveQueries(MemoryIndex):

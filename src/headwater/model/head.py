@@ -16,7 +16,7 @@ MIN_CHUNK = 64  # fewer positions make the product with the vocabulary too thin 
 
 
 class HeadTap(Protocol):
-    """Someone who wants the gradient of the head's weight: sees `d log p / d logits` chunk by chunk, and the scale at the end."""
+    """Someone who wants the gradient of the head's weight: sees `-d log p / d logits` chunk by chunk, and the scale at the end."""
 
     def project(self, dlogits_CV: Tensor) -> Tensor:
         """[C, K] what to keep of a chunk."""
@@ -87,7 +87,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         slope_PH, hidden_PH, positions_P, kept_PK = ctx.saved_tensors
-        scale_P1 = grads[0][:, None].to(slope_PH.dtype)
+        scale_P1 = -grads[0][:, None].to(slope_PH.dtype)  # the slopes are of -log p
         if ctx.tap is not None and kept_PK is not None:
             ctx.tap.receive(positions_P, kept_PK * scale_P1, hidden_PH)
         return slope_PH * scale_P1, None, None, None, None
@@ -95,23 +95,21 @@ class _ChunkedLogProbs(torch.autograd.Function):
 
 @torch.no_grad()
 def _chunk(head: Head, hidden_CH: Tensor, targets_C: Tensor, dtype: torch.dtype, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    """[C] log p(target) and, if wanted, [C, V] its derivative with respect to the linear layer's output. In place throughout."""
+    """[C] log p(target) and, if wanted, [C, V] minus its derivative with respect to the linear layer's output. In place throughout."""
     logits = head.linear(hidden_CH).to(dtype)
     if head.scale != 1.0:
         logits.mul_(head.scale)
     if head.softcap is not None:
         logits.div_(head.softcap).tanh_().mul_(head.softcap)
     inner_slope = _inner_slope(head, logits) if wanted else None
-    logits.sub_(logits.amax(-1, keepdim=True))
+    logits = torch.log_softmax(logits, -1, out=logits if logits.device.type == "cpu" else None)  # in its own place: it stays in the cache
     target_C1 = logits.gather(-1, targets_C[:, None])
-    total_C1 = logits.exp_().sum(-1, keepdim=True)
-    log_probs = (target_C1 - total_C1.log()).squeeze(-1)
     if not wanted:
-        return log_probs, None
-    logits.mul_(-1.0 / total_C1).scatter_add_(-1, targets_C[:, None], torch.ones_like(target_C1))
+        return target_C1.squeeze(-1), None
+    logits.exp_().scatter_add_(-1, targets_C[:, None], -torch.ones_like(target_C1))
     if inner_slope is not None:
         logits.mul_(inner_slope)
-    return log_probs, logits.to(hidden_CH.dtype)
+    return target_C1.squeeze(-1), logits.to(hidden_CH.dtype)
 
 
 def _inner_slope(head: Head, capped: Tensor) -> Tensor | float | None:

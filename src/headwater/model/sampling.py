@@ -8,7 +8,7 @@ Letters: P target positions · C positions of one chunk · H hidden size · V vo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,17 +37,29 @@ def loss_starts(outputs: SessionOutputs, labels: Sequence[Labels], *, seed: int,
     """
     session, batch = outputs.session, outputs.batch
     if session.task == "sequence-classification":
-        return _plain_starts(
-            outputs.class_logits(), batch.labels_B, labels, _uniform(batch.ids, seed, torch.zeros(len(batch), dtype=torch.long))
-        )
+        assert batch.labels_B is not None, "a classifier's rows have labels"
+        drawing = _Drawing(batch.labels_B, _uniforms(batch.ids, seed, torch.zeros(len(batch), dtype=torch.long), labels))
+        return _plain_starts(outputs.class_logits(), labels, drawing)
     rows_P, before_P = batch.loss_mask_BT[:, 1:].nonzero(as_tuple=True)
-    targets_P = batch.tokens_BT[rows_P, before_P + 1]
-    uniform_P = _uniform([batch.ids[i] for i in rows_P.tolist()], seed, before_P) if "sampled" in labels else targets_P
+    uniforms = _uniforms([batch.ids[i] for i in rows_P.tolist()], seed, before_P, labels)
+    drawing = _Drawing(batch.tokens_BT[rows_P, before_P + 1], uniforms)
     if through_logits or session.head is None:
-        return _plain_starts(outputs.logits()[rows_P, before_P], targets_P, labels, uniform_P)
+        return _plain_starts(outputs.logits()[rows_P, before_P], labels, drawing)
     hidden_PH = outputs.hidden_BTH[rows_P, before_P]
-    slopes = _head_slopes(session.head, hidden_PH.detach(), targets_P, uniform_P.to(hidden_PH.device), labels)
-    return [Start(hidden_PH, slope_PH) for slope_PH in slopes]
+    return [Start(hidden_PH, slope_PH) for slope_PH in _head_slopes(session.head, hidden_PH.detach(), labels, drawing)]
+
+
+class _Drawing(NamedTuple):
+    """The targets themselves, and the random numbers of each kind of labels that is drawn."""
+
+    targets_P: Tensor
+    uniforms: Mapping[Labels, Tensor]
+
+    def choose(self, kind: Labels, probabilities_CV: Tensor, rows: slice = slice(None)) -> Tensor:
+        """[C] the labels of that kind at the positions `rows`."""
+        if kind == "true":
+            return self.targets_P[rows]
+        return draw(probabilities_CV, self.uniforms[kind][rows].to(probabilities_CV.device))
 
 
 def draw(probabilities_CV: Tensor, uniform_C: Tensor) -> Tensor:
@@ -65,16 +77,15 @@ def draw(probabilities_CV: Tensor, uniform_C: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _head_slopes(head: Head, hidden_PH: Tensor, targets_P: Tensor, uniform_P: Tensor, labels: Sequence[Labels]) -> list[Tensor]:
+def _head_slopes(head: Head, hidden_PH: Tensor, labels: Sequence[Labels], drawing: _Drawing) -> list[Tensor]:
     """[P, H] for each kind of labels: the loss's derivative with respect to the hidden states, in chunks of positions."""
     slopes = [torch.empty_like(hidden_PH) for _ in labels]
     for rows in _chunks(len(hidden_PH), chunk_rows(head.linear, torch.promote_types(hidden_PH.dtype, torch.float32))):
         probabilities_CV, inner_CV = head.probabilities(hidden_PH[rows])
-        drawn_C = draw(probabilities_CV, uniform_P[rows]) if "sampled" in labels else targets_P[rows]
         weights_CV = probabilities_CV if inner_CV is None else probabilities_CV * inner_CV
         mean_CH = weights_CV.to(hidden_PH.dtype) @ head.linear.weight
         for slope_PH, kind in zip(slopes, labels, strict=True):
-            chosen_C = targets_P[rows] if kind == "true" else drawn_C
+            chosen_C = drawing.choose(kind, probabilities_CV, rows)
             own_CH = head.linear.weight[chosen_C]
             if inner_CV is not None:
                 own_CH = own_CH * inner_CV.expand_as(probabilities_CV).gather(1, chosen_C[:, None])
@@ -82,20 +93,21 @@ def _head_slopes(head: Head, hidden_PH: Tensor, targets_P: Tensor, uniform_P: Te
     return slopes
 
 
-def _plain_starts(logits_PV: Tensor, targets_P: Tensor | None, labels: Sequence[Labels], uniform_P: Tensor) -> list[Start]:
-    assert targets_P is not None, "a classifier's rows have labels"
+def _plain_starts(logits_PV: Tensor, labels: Sequence[Labels], drawing: _Drawing) -> list[Start]:
     log_probs_PV = logits_PV.to(torch.promote_types(logits_PV.dtype, torch.float32)).log_softmax(-1)
-    drawn_P = draw(log_probs_PV.detach().exp(), uniform_P.to(log_probs_PV.device)) if "sampled" in labels else targets_P
-    chosen = [targets_P if kind == "true" else drawn_P for kind in labels]
+    chosen = [drawing.choose(kind, log_probs_PV.detach().exp()) for kind in labels]
     return [Start(-log_probs_PV.gather(1, one_P[:, None]).sum(), None) for one_P in chosen]
 
 
-def _uniform(ids: Sequence[str], seed: int, positions_P: Tensor) -> Tensor:
-    """[P] float64 in [0, 1), a function of (seed, id, position) alone."""
-    keys = np.array(
-        [xxhash.xxh3_64_intdigest(f"{row_id}/{t}".encode(), seed=seed) for row_id, t in zip(ids, positions_P.tolist(), strict=True)],
-        dtype=np.uint64,
-    )
+def _uniforms(ids: Sequence[str], seed: int, positions_P: Tensor, labels: Sequence[Labels]) -> dict[Labels, Tensor]:
+    """[P] float64 in [0, 1) for each kind that is drawn, a function of (kind, seed, id, position) alone."""
+    ends: dict[Labels, str] = {"sampled": "", "resampled": "/again"}
+    places = [f"{row_id}/{t}" for row_id, t in zip(ids, positions_P.tolist(), strict=True)] if set(labels) - {"true"} else []
+    return {kind: _uniform([place + ends[kind] for place in places], seed) for kind in labels if kind != "true"}
+
+
+def _uniform(places: Sequence[str], seed: int) -> Tensor:
+    keys = np.array([xxhash.xxh3_64_intdigest(place.encode(), seed=seed) for place in places], dtype=np.uint64)
     return torch.from_numpy((keys >> np.uint64(11)) * 2.0**-53)
 
 
