@@ -1,6 +1,6 @@
 """How near influence comes to the exact damped Gauss-Newton influence, on the LoRA workload of the peers' benchmark.
 
-    python -m benchmarks.accuracy --json [--rows 48] [--queries 4] [--minutes 60]     the reference, then every method
+    python -m benchmarks.accuracy --json [--rows 24] [--queries 2] [--minutes 60] [--threads 2]     the reference, then every method
 
 The reference solves `(C + lambda) x = h` for each query by conjugate gradients to a relative residual of 1e-8 in float64, C the joint
 Gauss-Newton matrix of the LoRA parameters over the rows, lambda a tenth of the mean eigenvalue of each block. It knows no
@@ -40,7 +40,7 @@ from headwater.types import Example
 
 REFERENCE = RESULTS / "accuracy_reference.npz"
 TOLERANCE, MAX_STEPS = 1e-8, 3000
-DRAWS = 16_384  # gradients with drawn labels that the reference's preconditioner is made of
+DRAWS = 400  # of labels for each row, for the reference's preconditioner
 TOGETHER, PANEL = 4096, 4096  # of them that are multiplied together, and columns of the product that are
 EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "identity": ("identity", {}),
@@ -117,13 +117,13 @@ def reference(n_rows: int, n_queries: int, *, minutes: float = 60, log: Any = sy
 
 
 def preconditioner(n_rows: int, damping_D: Tensor) -> Operator:
-    """`v -> (F + lambda)^-1 v`, F the joint Fisher matrix of `DRAWS` gradients with drawn labels, as a dense Cholesky factor in float32.
+    """`v -> (F + lambda)^-1 v`, F the joint Fisher matrix of `DRAWS` draws of labels for each row, as a dense Cholesky factor in float32.
 
     The more draws for each direction above lambda, the nearer F is to the Gauss-Newton matrix, whatever its spectrum. Divided by lambda on
-    both sides the matrix is `I + F'`, which float32 holds. Memory 8 D^2 bytes at the peak; cost `DRAWS` D^2 + D^3 / 3 multiplications.
+    both sides the matrix is `I + F'`, which float32 holds. Memory 8 D^2 bytes at the peak; cost `DRAWS` N D^2 + D^3 / 3 multiplications.
     """
     source = sides(n_rows, 1, torch.float32)[0].source
-    copies = [replace(row, id=f"{row.id}/{k}") for k in range(-(-DRAWS // n_rows)) for row in source.examples]  # each draws its own labels
+    copies = [replace(row, id=f"{row.id}/{k}") for k in range(DRAWS) for row in source.examples]  # each draws its own labels
     scale_D = damping_D.rsqrt().float()
     total_DD, waiting = torch.zeros(len(scale_D), len(scale_D)), list[Tensor]()
     for _, rows_BD in LiveSource(source.session, copies, source.layout).rows("sampled"):
@@ -177,8 +177,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object, the last line of output; kept in benchmarks/results")
-    parser.add_argument("--rows", type=int, default=48)
-    parser.add_argument("--queries", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=24)
+    parser.add_argument("--queries", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=60, help="after which the reference is taken as it is, its residual beside it")
     parser.add_argument("--kept", action="store_true", help="take the reference that is kept, and score against it")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

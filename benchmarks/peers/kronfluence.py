@@ -1,7 +1,7 @@
 """kronfluence: EK-FAC. Batches of 8 sorted rows without shuffling, all queries in one sweep over the training rows, the paper's damping.
 
 Option `empirical`: factors from the rows' own targets (the empirical Fisher) in place of kronfluence's default, targets sampled from the
-model.
+model. Option `seed`: of those samples.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def tracked(network: torch.nn.Module) -> list[str]:
 
 
 def ekfac(task: Task) -> np.ndarray:
-    torch.manual_seed(0)
+    torch.manual_seed(task.options.get("seed", 0))
     rows, queries = task.rows(), task.queries()
     order_N, order_Q = by_length(rows), by_length(queries)
     network = task.network()

@@ -508,10 +508,10 @@ class FactorBatch:
 class ModelSource(Source, Protocol):
     """A live model with its training rows: gradients whole (nothing sketched), recomputed by a pass whenever they are asked for."""
 
-    def factors(self, labels: Labels) -> Iterator[FactorBatch]:
-        """Every row once, batch by batch. One forward and one backward pass over the rows.
+    def factors(self, labels: Labels, *, positions: int | None = None) -> Iterator[FactorBatch]:
+        """Every row once, batch by batch; with `positions`, only batches that have about as many of them, evenly spread over all.
 
-        Of "resampled" labels, which a covariance is taken over, a source may give as many rows as that needs.
+        One forward and one backward pass over the rows that are given.
         """
         ...
 

@@ -102,7 +102,7 @@ class SoftmaxSource:
         for start in range(0, len(self), 5):
             yield range(start, min(start + 5, len(self))), rows_ND[start : start + 5]
 
-    def factors(self, labels: Labels) -> Iterator[FactorBatch]:
+    def factors(self, labels: Labels, *, positions: int | None = None) -> Iterator[FactorBatch]:
         targets_N = self.y_N if labels == "true" else self.sampled_N
         errors_NV = self.p_NV - torch.nn.functional.one_hot(targets_N, self.p_NV.shape[1])
         factors = {"w": Factors(self.x_NI[:, None], errors_NV[:, None])}

@@ -91,25 +91,27 @@ def test_kept_rows_come_from_one_pass_and_are_the_same(monkeypatch: pytest.Monke
     assert not source_of(make_session("llama"), keep=("true",), keep_bytes=8)[0].keeps("true")
 
 
-def test_labels_are_resampled_for_as_many_positions_as_a_basis_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without kept rows for all of them, another draw than "sampled"; with kept rows for some batches, and each as it is without."""
-    monkeypatch.setattr("headwater.gradient.live.ENOUGH", 0.1)
+def test_a_basis_looks_at_as_many_positions_as_it_asks_for() -> None:
+    """Some batches, each as it is among all of them, whether rows are kept or not; the rows that are kept meanwhile are all of them."""
     session, batch = make_session("llama"), make_batch(make_session("llama"), lengths=(9, 5, 7, 9, 6, 8))
-    layout = whole_layout(session)
     plain, keeping = (
-        LiveSource(session, examples_of(batch), layout, token_budget=9, keep=keep)
-        for keep in ((), ("sampled",))  # type: ignore[arg-type]
+        LiveSource(session, examples_of(batch), whole_layout(session), token_budget=9, keep=keep)  # type: ignore[arg-type]
+        for keep in ((), ("sampled",))
     )
-    again = {tuple(found.positions): found.factors for found in plain.factors("resampled")}
-    assert sum(map(len, again)) == len(batch)
-    drawn, drawn_again = gathered(plain, "sampled"), gathered(plain, "resampled")
-    assert float((drawn_again - drawn).norm()) > 1e-3 * float(drawn.norm())
-    some = {tuple(found.positions): found.factors for found in keeping.factors("resampled")}
-    assert 0 < len(some) < len(again)
-    for positions, factors in some.items():
-        for name, one in factors.items():
-            assert_rows_equal(one.dense().flatten(1), again[positions][name].dense().flatten(1))
+    every = {tuple(found.positions): found.factors for found in plain.factors("resampled")}
+    assert sum(map(len, every)) == len(batch)
+    drawn = gathered(plain, "sampled")
+    assert float((gathered(plain, "resampled") - drawn).norm()) > 1e-3 * float(drawn.norm()), "another draw"
+    for source in (plain, keeping):
+        some = {tuple(found.positions): found.factors for found in source.factors("resampled", positions=20)}
+        assert 15 <= sum(len(batch.tokens_BT[list(rows)]) * max(batch.lengths_B[list(rows)]) for rows in some) <= 30
+        for rows, factors in some.items():
+            for name, one in factors.items():
+                assert_rows_equal(one.dense().flatten(1), every[rows][name].dense().flatten(1))
+    assert keeping.keeps("sampled")
     assert_rows_equal(gathered(keeping, "sampled"), drawn)
+    own = [found.positions for found in keeping.factors("sampled", positions=20)]
+    assert 0 < len(own) < len(every)
 
 
 def dense_gauss_newton(session: Session, layout: Layout, batch: Batch) -> torch.Tensor:

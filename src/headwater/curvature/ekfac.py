@@ -14,6 +14,7 @@ from headwater.curvature.kronecker import (
     Precision,
     as_matrices,
     bases,
+    enough_positions,
     fit_bases,
     in_precision,
     mean_squares,
@@ -39,7 +40,8 @@ class EKFAC:
 
     `precision` is that of the products that are averaged over rows and positions; "auto" is bfloat16 where the processor is fast at it.
 
-    Cost: two passes over the rows, one where the source keeps them (stored rows: two scans); eigendecompositions; D numbers of state.
+    Cost: two passes over the rows, or one where the source keeps them; the basis's stops at 64 positions for each number of the longest
+    side, in batches spread evenly over the rows. Stored rows: two scans. Eigendecompositions; D numbers of state.
     """
 
     damping: float | str = RULE
@@ -57,7 +59,8 @@ class EKFAC:
         return self.basis_labels or ("resampled" if self.labels == "sampled" else self.labels)
 
     def fit(self, source: Source) -> State:
-        state = dict(fit_bases(source, self.labels_of_basis, precision_over(source, self.precision)))
+        enough = enough_positions(source.layout)
+        state = dict(fit_bases(source, self.labels_of_basis, precision_over(source, self.precision), positions=enough))
         eigenvalues_D = corrected_eigenvalues(state, source, self.labels, self.precision)
         means = [part.double().mean() for part in source.layout.split(eigenvalues_D).values()]
         return {**state, "eigenvalues": eigenvalues_D, "damping": Damping.parse(self.damping).resolve(torch.stack(means))}

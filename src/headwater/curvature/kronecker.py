@@ -21,6 +21,9 @@ from headwater.index.scan import bfloat16_is_fast
 from headwater.types import Block, FactorBatch, Factors, Labels, Layout, ModelSource, Source, State
 
 LARGEST_SIDE = 8192  # a longer side (a vocabulary) keeps its own basis: its covariance would be too large to form and to diagonalise
+ENOUGH = (
+    64  # positions for each number of a side: from then on its eigenvectors are those of all positions, for what is measured along them
+)
 Precision = Literal["auto", "float32", "bfloat16"]
 PANEL = 256  # columns of a symmetric product that are computed together: what lies below the diagonal is not
 
@@ -137,13 +140,14 @@ def product_dtype(precision: Precision, x: Tensor) -> torch.dtype:
 # ------------------------------------------------------------------------------------------------------ from a source
 
 
-def fit_bases(source: Source, labels: Labels, precision: Precision = "float32") -> State:
+def fit_bases(source: Source, labels: Labels, precision: Precision = "float32", *, positions: int | None = None) -> State:
     """{"left/BLOCK", "right/BLOCK": eigenvectors; "left_values/BLOCK", "right_values/BLOCK"; "positions": [L] a row, the mean}. One pass.
 
-    A side's tensors stand under the first of the blocks that share it. Over a live model `positions * A (x) S` is K-FAC's curvature.
+    A side's tensors stand under the first of the blocks that share it. Over a live model `positions * A (x) S` is K-FAC's curvature. Of a
+    model's rows as many are looked at as have about so many `positions`, or all.
     """
     left, right = SecondMoments(precision), SecondMoments(precision)
-    n_rows = _from_factors(source, labels, left, right) if isinstance(source, ModelSource) else _from_rows(source, left, right)
+    n_rows = _from_factors(source, labels, positions, left, right) if isinstance(source, ModelSource) else _from_rows(source, left, right)
     names = [block.name for block in source.layout.blocks]
     state = {
         "positions": torch.tensor([left.counts.get(name, 0) / max(n_rows, 1) for name in names], dtype=torch.float64),
@@ -167,10 +171,15 @@ def bases(state: State, layout: Layout) -> dict[str, Basis]:
     }
 
 
-def _from_factors(source: ModelSource, labels: Labels, left: SecondMoments, right: SecondMoments) -> int:
+def enough_positions(layout: Layout) -> int:
+    """For a basis: `ENOUGH` for each number of the longest side that gets one."""
+    return ENOUGH * max((size for block in layout.blocks for size in block.shape if size <= LARGEST_SIDE), default=1)
+
+
+def _from_factors(source: ModelSource, labels: Labels, positions: int | None, left: SecondMoments, right: SecondMoments) -> int:
     """Rows that were averaged over."""
     n_rows = 0
-    for batch in source.factors(labels):
+    for batch in source.factors(labels, positions=positions):
         _add_positions(batch, left, right)
         n_rows += len(batch.positions)
         del batch  # or its factors would be held while the next batch is computed

@@ -25,7 +25,6 @@ from headwater.progress import track
 from headwater.types import Batch, Example, FactorBatch, Labels, Layout
 
 GIVE_BACK_EVERY = 8  # batches: after each one it costs a fifth of the pass, after every eighth 3 %
-ENOUGH = 64  # positions for each number of the longest side: their covariance is that of all positions, for what a basis needs
 KEEP_BYTES = 1 << 30  # rows are kept in memory, and served again without a pass, where all of them take no more
 
 
@@ -34,9 +33,7 @@ class LiveSource:
 
     `bad` are positions of rows without a finite gradient: they have no curvature, and are NaN where rows are asked for. `keep` names the
     labels whose rows are wanted again later: where they all fit into `keep_bytes`, the first pass that computes factors runs one forward
-    pass and a backward pass for each of them, and they are kept. Draws of sampled labels are keyed by `seed` and row. Where rows are kept,
-    labels are resampled for `ENOUGH` positions, in batches spread evenly over all lengths: there each kind of labels is a further backward
-    pass.
+    pass and a backward pass for each of them, and they are kept. Draws of sampled labels are keyed by `seed` and row.
     """
 
     def __init__(
@@ -69,14 +66,15 @@ class LiveSource:
         """Whether `rows(labels)` costs no pass, now or after the next pass over factors."""
         return labels in self._keep
 
-    def factors(self, labels: Labels) -> Iterator[FactorBatch]:
+    def factors(self, labels: Labels, *, positions: int | None = None) -> Iterator[FactorBatch]:
         missing: list[Labels] = [kind for kind in self._keep if kind not in self._kept]
         kinds: Sequence[Labels] = [*missing, *([] if labels in missing else [labels])]
         filling = {kind: torch.full((len(self), self.layout.size), torch.nan, dtype=self.session.dtype) for kind in missing}
-        for positions, kind, batch in self._passes(kinds):
+        given = self._spread(positions)
+        for some, kind, batch in self._passes(kinds, sparse=set(kinds) - set(missing), given=given):
             if kind in filling:
-                filling[kind][torch.as_tensor(positions)] = dense_rows(self.layout, batch.factors, len(positions)).cpu()
-            if kind == labels:
+                filling[kind][torch.as_tensor(some)] = dense_rows(self.layout, batch.factors, len(some)).cpu()
+            if kind == labels and some[0] in given:
                 yield batch
             del batch  # or its factors would be held while the next batch is computed
         self._kept |= filling
@@ -139,18 +137,19 @@ class LiveSource:
             rows_BD = self._kept[labels][start : start + 256]
             yield range(start, start + len(rows_BD)), rows_BD
 
-    def _passes(self, kinds: Sequence[Labels], *, in_order: bool = False) -> Iterator[tuple[Sequence[int], Labels, FactorBatch]]:
-        """One forward pass a batch, one backward pass for each kind of labels."""
+    def _passes(
+        self, kinds: Sequence[Labels], *, in_order: bool = False, sparse: Collection[Labels] = (), given: Collection[int] = ()
+    ) -> Iterator[tuple[Sequence[int], Labels, FactorBatch]]:
+        """One forward pass a batch, one backward pass for each kind of labels, the `sparse` ones only where the first row is `given`."""
         sink = FactorSink(self.layout, dtype=self.session.dtype)
         through_logits = head_parameter(self.session, self.layout) is not None
         with capturing(self.session.model, sink):
             plan = self._plan(self._good, in_order=in_order)
-            again = self._share_drawn_again()
             for done, some in enumerate(track(plan, total=len(plan), description=f"gradients of {len(self._good):,} rows")):
-                asked = [kind for kind in kinds if kind != "resampled" or ceil((done + 1) * again) > ceil(done * again)]
+                positions = [self._good[i] for i in some]
+                asked = [kind for kind in kinds if kind not in sparse or positions[0] in given]
                 if not asked:
                     continue
-                positions = [self._good[i] for i in some]
                 batch = self._collate(positions)
                 sink.start(*batch.tokens_BT.shape)
                 with torch.enable_grad():
@@ -163,11 +162,12 @@ class LiveSource:
                     give_back_memory()
         give_back_memory()
 
-    def _share_drawn_again(self) -> float:
-        """Of the batches, those whose labels are resampled."""
-        longest = max(max(block.shape) for block in self.layout.blocks)
-        n_positions = sum(self.examples[i].n_tokens for i in self._good)
-        return min(1.0, ENOUGH * longest / max(n_positions, 1)) if self._keep else 1.0
+    def _spread(self, n_positions: int | None) -> frozenset[int]:
+        """The first rows of batches, evenly spread over the plan, that have about `n_positions`; of all batches where None is asked for."""
+        plan = self._plan(self._good)
+        available = sum(self.examples[i].n_tokens for i in self._good)
+        share = 1.0 if n_positions is None else min(1.0, n_positions / max(available, 1))
+        return frozenset(self._good[some[0]] for i, some in enumerate(plan) if ceil((i + 1) * share) > ceil(i * share))
 
     def _plan(self, chosen: Sequence[int], *, in_order: bool = False) -> list[list[int]]:
         lengths = [self.examples[i].n_tokens for i in chosen]
