@@ -16,9 +16,9 @@ from headwater.curvature.kronecker import (
     bases,
     enough_positions,
     fit_bases,
-    in_precision,
     mean_squares,
     precision_over,
+    rotated_positions,
     solve_in_basis,
     zip_blocks,
 )
@@ -40,8 +40,9 @@ class EKFAC:
 
     `precision` is that of the products that are averaged over rows and positions; "auto" is bfloat16 where the processor is fast at it.
 
-    Cost: two passes over the rows, or one where the source keeps them; the basis's stops at 64 positions for each number of the longest
-    side, in batches spread evenly over the rows. Stored rows: two scans. Eigendecompositions; D numbers of state.
+    Cost: two passes over the rows; one where the source keeps them, and then a further backward pass for as many batches, spread evenly,
+    as give a second draw's basis 64 positions for each number of the longest side. Stored rows: two scans. Eigendecompositions; D numbers
+    of state.
     """
 
     damping: float | str = RULE
@@ -59,7 +60,8 @@ class EKFAC:
         return self.basis_labels or ("resampled" if self.labels == "sampled" else self.labels)
 
     def fit(self, source: Source) -> State:
-        enough = enough_positions(source.layout)
+        drawn_again = isinstance(source, ModelSource) and _keeps(source, self.labels) and not _keeps(source, self.labels_of_basis)
+        enough = enough_positions(source.layout) if drawn_again else None  # a backward pass that is for the basis alone
         state = dict(fit_bases(source, self.labels_of_basis, precision_over(source, self.precision), positions=enough))
         eigenvalues_D = corrected_eigenvalues(state, source, self.labels, self.precision)
         means = [part.double().mean() for part in source.layout.split(eigenvalues_D).values()]
@@ -101,8 +103,8 @@ def _rotated_factors(batch: FactorBatch, rotated: Mapping[str, Basis], precision
     for name, one in batch.factors.items():
         basis = rotated[name]
         if id(one.a_BTI) not in inputs:
-            inputs[id(one.a_BTI)] = basis.right.rotate(in_precision(one.a_BTI, precision))
-        turned = Factors(inputs[id(one.a_BTI)], basis.left.rotate(in_precision(one.g_BTO, precision)))
+            inputs[id(one.a_BTI)] = rotated_positions(basis.right, one.a_BTI, precision)
+        turned = Factors(inputs[id(one.a_BTI)], rotated_positions(basis.left, one.g_BTO, precision))
         yield from ((name, g_bOI) for g_bOI in each_dense(turned))
 
 

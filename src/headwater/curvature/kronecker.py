@@ -36,10 +36,10 @@ class Side:
 
     def rotate(self, x: Tensor) -> Tensor:
         """`[..., X]` into the eigenbasis: `x Q`, in x's dtype."""
-        return x if self.vectors is None else by_panels(x, self.vectors.to(x.dtype))
+        return x if self.vectors is None else x @ self.vectors.to(x.dtype)
 
     def rotate_back(self, x: Tensor) -> Tensor:
-        return x if self.vectors is None else by_panels(x, self.vectors.T.to(x.dtype))
+        return x if self.vectors is None else x @ self.vectors.T.to(x.dtype)
 
     def cast(self, precision: Precision) -> Side:
         """Its vectors in the dtype of the products that it is to stand in, so that they are not cast anew for each."""
@@ -111,14 +111,14 @@ def accumulate(total: Tensor, x_nX: Tensor) -> None:
 def in_panels(x_nX: Tensor) -> Tensor:
     """The same rows, those of bfloat16 with zeros up to a multiple of `PANEL`: on a processor each new shape of a product costs
     milliseconds and a megabyte of code."""
-    compiled = x_nX.dtype == torch.bfloat16 and x_nX.device.type == "cpu"
-    return torch.nn.functional.pad(x_nX, (0, 0, 0, -len(x_nX) % PANEL)) if compiled else x_nX
+    missing = -len(x_nX) % PANEL if x_nX.dtype == torch.bfloat16 and x_nX.device.type == "cpu" else 0
+    return torch.nn.functional.pad(x_nX, (0, 0, 0, missing)) if missing else x_nX
 
 
-def by_panels(x: Tensor, matrix_XY: Tensor) -> Tensor:
-    """[..., Y] `x @ matrix`."""
-    rows_nX = x.flatten(0, -2)
-    return (in_panels(rows_nX) @ matrix_XY)[: len(rows_nX)].unflatten(0, x.shape[:-1])
+def rotated_positions(side: Side, x_BTX: Tensor, precision: Precision) -> Tensor:
+    """[B, T, X] each position in the side's basis, in the dtype of the products."""
+    x_nX = in_precision(x_BTX, precision).flatten(0, 1)
+    return side.rotate(in_panels(x_nX))[: len(x_nX)].unflatten(0, x_BTX.shape[:2])
 
 
 def in_precision(x: Tensor, precision: Precision) -> Tensor:
