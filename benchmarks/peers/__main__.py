@@ -1,12 +1,12 @@
 """Headwater beside its peers: cost in training passes, memory, agreement of the scores, on one workload in one run.
 
-    python -m benchmarks.peers [--json] [--rows 1000] [--peer-rows 200] [--full] [--threads 2] [--only ENGINE ...]
+    python -m benchmarks.peers [--json] [--rows 1000] [--peer-rows 200] [--full] [--repeats 1] [--threads 2] [--only ENGINE ...]
 
 One pass is a plain forward and backward pass over the same rows in length-sorted batches of 8, timed in the engine's own process around its
 job. Each engine is given sorted rows and the best settings that we know of; the notes say which. The exact methods of the peers are run on
 `--peer-rows` rows, and as many queries for each row, to keep the run below ten minutes on two cores; ours are run on all rows, and on as
-few as theirs beside them. `--full` runs everything on all rows. The first run makes the engines' environments
-(in `.venvs`, about 6 GB), which is not timed.
+few as theirs beside them. `--full` runs everything on all rows. `--repeats 3` runs our jobs three times and keeps the median one, for a
+machine whose pace changes. The first run makes the engines' environments (in `.venvs`, about 6 GB), which is not timed.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def main() -> None:
             n_queries=given.queries,
             threads=given.threads,
             limit_s=given.limit,
+            repeats=given.repeats,
         )
         start = time.perf_counter()
         outcomes = [told(job, setting) for job in jobs]
@@ -62,6 +63,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="all jobs on all rows")
     parser.add_argument("--queries", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1, help="of our jobs with a figure that was asked for; the median one is shown")
     parser.add_argument("--only", nargs="+", choices=list(ENGINES), default=list(ENGINES), help="engines to run")
     parser.add_argument("--limit", type=float, default=300, help="seconds after which a job counts as failed")
     parser.add_argument("--folder", type=Path, help="keep the workload, the scores and the results here")
@@ -97,6 +99,7 @@ def summary(outcomes: list[Outcome], setting: Setting) -> dict[str, Any]:
         "queries": setting.n_queries,
         "seconds": {outcome.job.name: round(outcome.wall_s, 1) for outcome in outcomes},
         "threads": setting.threads,
+        "repeats": setting.repeats,
     }
 
 

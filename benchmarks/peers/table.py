@@ -43,6 +43,7 @@ def row(outcome: Outcome, figure: Figure) -> dict[str, Any]:
         "passes": round(outcome.passes(figure), 3),
         "seconds": round(outcome.seconds(figure), 2),
         "training_pass_s": round(pass_s, 2),
+        "passes_each": list(outcome.repeated) if figure == job.figures[0] else [],
         "stages": {name: round(seconds / pass_s, 3) for name, seconds in result["stages_s"].items()},
         "peak_mb": None if peak_mb is None else round(peak_mb),
     }

@@ -104,6 +104,24 @@ def test_scores_of_sorted_rows_come_back_in_the_workloads_order():
     assert unsorted(lengths_QN, [1, 0], order).tolist() == [[5.0, 2.0, 9.0, 3.0]] * 2
 
 
+def test_a_headline_job_that_is_repeated_keeps_the_median(setting: Setting, monkeypatch: pytest.MonkeyPatch):
+    """By its first figure; a job without a headline runs once, and one failure fails all."""
+    seconds = iter((3.0, 9.0, 4.0, 5.0, 1.0, 2.0, 3.0))
+
+    def timed(one: Job, setting: Setting) -> Outcome:
+        value = next(seconds)
+        return Outcome(one, 1, 1, {"stages_s": {"all": value}, "training_pass_s": 2.0}, error="out of memory" if value == 1.0 else "")
+
+    monkeypatch.setattr(job, "_timed", timed)
+    thrice = setting._replace(repeats=3)
+    headline = Job("works", "job", "w1", (Figure("all", key="all_passes"),))
+    found = job.run(headline, thrice)
+    assert (found.passes(headline.figures[0]), found.repeated) == (2.0, (1.5, 2.0, 4.5))
+    assert job.run(Job("works", "job", "w1", (Figure("all"),)), thrice).repeated == (2.5,)
+    assert job.run(headline, thrice).error == "out of memory"
+    assert next(seconds, None) is None
+
+
 def test_an_engine_that_works_leaves_its_stages_and_scores(setting: Setting):
     both = (Figure("all of it", key="all_passes"), Figure("the second half", ("scores",)))
     outcome = job.run(Job("works", "job", "w2", both, costly=True, options={"note": "as given"}), setting)
