@@ -12,8 +12,11 @@ of the same kind that is made here, 600 rows and 100 queries of ten rules. Besid
 are of one class, and the noise ceiling.
 
 Every curvature is taken with its default damping and with others. The best of these is chosen on the very halves it is reported for: it
-says what a damping could do, not what a user would get. The work folder is gone on with where a call stopped; another one is needed for
-other options. Q queries · N training rows
+says what a damping could do, not what a user would get. K-FAC and EK-FAC are those of the live model, all other curvatures those of the
+stored rows. CG on the model's own Gauss-Newton matrix takes a pass and more for each query and step, so it is asked of two queries of
+each class, for a bounded number of steps, and stands in a table of its own beside the others' figures on those queries.
+
+The work folder is gone on with where a call stopped; another one is needed for other options. Q queries · N training rows
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,6 +57,7 @@ from headwater.progress import quiet, say, track
 from headwater.rank.trace import query_members
 from headwater.recipe import DesignOptions, IndexRecipe, TruthRecipe
 from headwater.retraining import truth_of_run
+from headwater.study.base import encoder_folder
 from headwater.training.callback import HeadwaterCallback, RowIdCollator, with_row_ids
 from headwater.truth.bank import read_bank
 from headwater.truth.finetune import Recipe, finetune
@@ -171,6 +175,13 @@ class Bench:
     def bank(self) -> Path:
         return self.work / "bank"
 
+    @property
+    def sample(self) -> list[str]:
+        """The ids of the first two queries of each class: those that the costliest variant is asked."""
+        return [
+            query["id"] for _, some in pd.DataFrame(self.task.queries).groupby("variation") for query in some.head(2).to_dict("records")
+        ]
+
     def open(self) -> None:
         """Raises UsageError where the folder is of another size or source."""
         settings, path = json.loads(json.dumps({"source": self.source, **asdict(self.size)})), self.work / "settings.json"
@@ -234,7 +245,8 @@ class Bench:
         missing = [variant for variant in variants(self.size) if not self.scores(variant).exists()]
         if not missing:
             return
-        bench = Scoring(self.run, self.work / "queries.jsonl")
+        bench = Scoring(self.run, self.work / "queries.jsonl", self.sample)
+        write_json(self.work / "scores" / "product.json", bench.product())
         for variant in track(missing, total=len(missing), description="scoring"):
             self._score(variant, bench)
 
@@ -245,9 +257,12 @@ class Bench:
                 found = bench.scores(variant)
         except UsageError as error:
             say(f"{variant.name}: left out: {error}")
+            write_json(self.scores(variant).with_suffix(".json"), {"left_out": str(error)})
             return
         solve = found.provenance.get("solve", {})
         about = {"seconds": round(time.monotonic() - start, 1), "status": solve.get("status"), "cosine": solve.get("cosine_to_gradient")}
+        if solve.get("residual_largest") is not None:
+            about |= {name: solve[name] for name in ("steps", "residual_median", "residual_largest", "residual_of")}
         write_atomically(
             self.scores(variant),
             lambda file: np.savez(
@@ -265,6 +280,11 @@ class Bench:
         with np.load(self.scores(variant), allow_pickle=False) as file:
             ids = {name: tuple(file[name].tolist()) for name in ("query_ids", "train_ids")}
             return Scores(values_QN=file["values_QN"], method=variant.name, unit=None, **ids), json.loads(str(file["about"]))
+
+    def why_not(self, variant: Variant) -> str:
+        """What kept a variant from being scored."""
+        path = self.scores(variant).with_suffix(".json")
+        return json.loads(path.read_text())["left_out"] if path.exists() else "could not be computed here"
 
     def oracle(self) -> Scores:
         """1 where row and query are of one class, else 0: what knowing the class alone is worth."""
@@ -311,14 +331,16 @@ class Variant:
     method: str
     options: dict[str, Any]
     damping: float | None = None  # x the mean eigenvalue, of a curvature
+    sampled: bool = False  # asked of `Bench.sample` alone
+
+    @property
+    def is_default(self) -> bool:
+        return self.damping in (None, 0.1)
 
 
-LEFT_OUT = {
-    "embedding": "needs an encoder, and there is none here",
-    "ggn": "forms the Gauss-Newton matrix by as many products as a row has numbers",
-    "ekfac_cg": "a product with the Gauss-Newton matrix for each of the queries and steps: it had not ended after ten minutes",
-}
 MODEL = ("kfac", "ekfac")  # over the live model
+STEPS = 8  # of CG on the live model: a Gauss-Newton product for each query and step
+SAMPLED = Variant("ekfac_cg of the model", "ekfac_cg", {"mode": "model", "max_steps": STEPS}, damping=0.1, sampled=True)
 OPTIONS: dict[str, dict[str, Any]] = {
     "lexical": {"text": "both"},
     "fastif": {"curvature": "fisher"},  # by its own LiSSA it takes minutes a query
@@ -330,8 +352,6 @@ CHEAP = ("fisher", "datainf", "kfac", "ekfac")  # closed forms take the whole sw
 
 def variants(size: Size) -> Iterator[Variant]:
     for name in methods.names():
-        if name in LEFT_OUT:
-            continue
         options = OPTIONS.get(name, {})
         if name in curvature.names():
             low, high = (0.0, math.inf) if name in CHEAP else (0.1, 100.0)
@@ -340,72 +360,108 @@ def variants(size: Size) -> Iterator[Variant]:
                 yield Variant(f"{name} {factor:g}", name, {**rule, **options}, damping=factor)
         else:
             yield Variant(name, name, options)
+    yield SAMPLED
 
 
 class Scoring:
-    """An index and its queries, opened once for all methods."""
+    """An index and its queries, opened once for all methods; `sample` are the ids of those that sampled variants are asked."""
 
-    def __init__(self, run: Path, queries: Path) -> None:
+    def __init__(self, run: Path, queries: Path, sample: Sequence[str]) -> None:
         self.stored = StoredIndex.open(run)
         indexed = IndexRecipe.parse(headwater.load(run).record["recipe"])
         self.session = open_session(indexed.model)
         self.examples = headwater.api.encoded_queries(run, str(queries), self.session)
+        self.sample = [q for q, example in enumerate(self.examples) if example.id in sample]
 
     def scores(self, variant: Variant) -> Scores:
-        method = methods.get(variant.method, **variant.options)
-        rows: StoredIndex | LiveIndex = open_live(self.stored, self.session, [method]) if self._needs_model(variant) else self.stored
+        encoder = {"model": str(encoder_folder())} if variant.method == "embedding" else {}
+        method = methods.get(variant.method, **variant.options, **encoder)
+        rows: StoredIndex | LiveIndex = self.live if variant.options.get("mode") == "model" else self.stored
         roles = wanted_roles(method, self.stored)
         queries: Any = self.queried.with_members(query_members(self.session, self.stored, roles, self.examples, MEASURE))
         if isinstance(rows, LiveIndex):
             queries = LiveQueries(queries, rows.source, self.examples, MEASURE)
+        if variant.sampled:
+            queries = queries.subset(self.sample)
         state = method.fit(rows)
         if hasattr(method, "for_task"):
             state = method.for_task(state, rows, queries)  # type: ignore[attr-defined]
         return method.score(state, rows, queries)
 
+    def product(self) -> dict[str, float]:
+        """What one more product with the model's own Gauss-Newton matrix takes, and how many form it: one for each number of a row."""
+        source, seconds = self.live.source, []
+        for n in (1, 3):
+            start = time.monotonic()
+            source.gauss_newton(torch.ones(n, source.layout.size, dtype=self.session.dtype))
+            seconds.append(time.monotonic() - start)
+        return {"numbers": source.layout.size, "seconds": round(abs(seconds[1] - seconds[0]) / 2, 2)}
+
+    @cached_property
+    def live(self) -> LiveIndex:
+        return open_live(self.stored, self.session, [])
+
     @cached_property
     def queried(self) -> Any:
         return query_index(self.session, self.stored.layout, self.examples, MEASURE, extra=self.stored.spec.extra)
-
-    def _needs_model(self, variant: Variant) -> bool:
-        return variant.method in MODEL
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
 
 
 def figures(bench: Bench) -> dict[str, Any]:
-    """The table: each variant's LDS, its interval, and its paired difference from the same-class oracle."""
+    """The table: each variant's LDS, its interval, and its difference from the same-class oracle; another of the sample."""
     truth = read_bank(bench.bank)
     oracle = spearman(bench.oracle(), truth)
     found: dict[str, dict[str, Any]] = {ORACLE: rounded(two_way_figure(oracle, correlation=True))}
     for variant in variants(bench.size):
-        if (read := bench.read(variant)) is None:
+        if variant.sampled or (read := bench.read(variant)) is None:
             continue
         scores, about = read
-        table = spearman(scores, truth)
-        against = paired_difference(table, oracle)
+        against = paired_difference(table := spearman(scores, truth), oracle)
         found[variant.name] = {
             **rounded(two_way_figure(table, correlation=True)),
             "against_same_class": rounded(against),
             "beats_same_class": bool(against.interval is not None and against.interval[0] > 0),
-            **({} if variant.damping is None else {"damping_x_mean_eigenvalue": variant.damping, "is_default": variant.damping == 0.1}),
+            **({} if variant.damping is None else {"damping_x_mean_eigenvalue": variant.damping, "is_default": variant.is_default}),
             **about,
         }
     ceiling = noise_ceiling(truth.outcomes_DSQ)
+    sample = sample_figures(bench, truth)
     return {
         "methods": found,
+        "sample": sample,
         "ceiling": None if ceiling is None else rounded(ceiling),
         "best_damping": best_dampings(bench.size, found),
         "beats_same_class": [name for name, one in found.items() if one.get("beats_same_class")],
-        "left_out": left_out(bench, found),
+        "left_out": left_out(bench, {**found, **sample["methods"]}),
         "trainings": int(truth.outcomes_DSQ.shape[0] * truth.outcomes_DSQ.shape[1]),
         "diverged": 0 if truth.diverged_DS is None else int(truth.diverged_DS.sum()),
         "kept_share": round(float(truth.kept_DN.mean()), 3),
     }
 
 
+def sample_figures(bench: Bench, truth: Truth) -> dict[str, Any]:
+    """On the sample's queries alone: every method, default damping, and its paired difference from the one that is asked no others."""
+    part = of_queries(truth, bench.sample)
+    read = {one.name: found for one in variants(bench.size) if one.is_default and (found := bench.read(one)) is not None}
+    ranks = {ORACLE: spearman(bench.oracle(), part), **{name: spearman(scores, part) for name, (scores, _) in read.items()}}
+    found = {name: rounded(two_way_figure(table, correlation=True)) for name, table in ranks.items()}
+    if SAMPLED.name in read:
+        found[SAMPLED.name] |= read[SAMPLED.name][1]
+        for name in found.keys() - {SAMPLED.name}:
+            found[name]["less_the_sampled"] = rounded(paired_difference(ranks[name], ranks[SAMPLED.name]))
+    ceiling = noise_ceiling(part.outcomes_DSQ)
+    return {"queries": list(part.query_ids), "methods": found, "ceiling": None if ceiling is None else rounded(ceiling)}
+
+
+def of_queries(truth: Truth, ids: Sequence[str]) -> Truth:
+    chosen = [q for q, query in enumerate(truth.query_ids) if query in ids]
+    return replace(truth, outcomes_DSQ=truth.outcomes_DSQ[:, :, chosen], query_ids=tuple(truth.query_ids[q] for q in chosen))
+
+
 def spearman(scores: Scores, truth: Truth) -> Table:
+    """On the queries that both have."""
     scores, truth = matched(scores, truth)
     return tables(scores, truth, np.arange(len(truth.kept_DN)))["spearman"]
 
@@ -419,7 +475,7 @@ def best_dampings(size: Size, found: dict[str, dict[str, Any]]) -> dict[str, str
     """{curvature: the variant of the highest LDS}, chosen on the halves it is reported for."""
     best: dict[str, str] = {}
     for variant in variants(size):
-        if variant.damping is None or (one := found.get(variant.name)) is None or one["lds"] is None:
+        if variant.sampled or variant.damping is None or (one := found.get(variant.name)) is None or one["lds"] is None:
             continue
         if variant.method not in best or one["lds"] > found[best[variant.method]]["lds"]:
             best[variant.method] = variant.name
@@ -427,18 +483,39 @@ def best_dampings(size: Size, found: dict[str, dict[str, Any]]) -> dict[str, str
 
 
 def left_out(bench: Bench, found: dict[str, Any]) -> dict[str, str]:
-    silent = {variant.name: "could not be computed here" for variant in variants(bench.size) if variant.name not in found}
-    return {**LEFT_OUT, **silent}
+    """{variant: why}. The Gauss-Newton matrix of the model is always among them: the products that would form it, by what one takes."""
+    product = json.loads((bench.work / "scores" / "product.json").read_text())
+    numbers, seconds = product["numbers"], product["seconds"]
+    why = f"formed by {numbers:,} products of {seconds} s, {numbers * seconds / 3600:.1f} h; {SAMPLED.name} solves the same system"
+    return {"ggn of the model": why, **{one.name: bench.why_not(one) for one in variants(bench.size) if one.name not in found}}
 
 
 def show(result: dict[str, Any]) -> None:
-    lines = [line(name, one, best=set(result["best_damping"].values())) for name, one in result["methods"].items()]
-    print(pd.DataFrame(lines).sort_values("LDS", ascending=False).to_string(index=False, na_rep="-"))
+    print_table([line(name, one, best=set(result["best_damping"].values())) for name, one in result["methods"].items()])
     for name, why in result["left_out"].items():
         print(f"left out: {name}: {why}")
     if result["ceiling"] is not None:
         print(f"noise ceiling {result['ceiling']['lds']} {span(result['ceiling']['interval'])}")
     print(f"beats the same-class oracle (interval of the paired difference above 0): {', '.join(result['beats_same_class']) or 'nothing'}")
+    print(f"\non {len(result['sample']['queries'])} of the queries, two of each class, with default dampings:")
+    print_table([sample_line(name, one) for name, one in result["sample"]["methods"].items()])
+
+
+def print_table(lines: list[dict[str, Any]]) -> None:
+    print(pd.DataFrame(lines).sort_values("LDS", ascending=False).to_string(index=False, na_rep="-"))
+
+
+def sample_line(name: str, one: dict[str, Any]) -> dict[str, Any]:
+    against = one.get("less_the_sampled", {"lds": None, "interval": None})
+    solved = f"{one['steps']} steps, residual {one['residual_largest']:.2g}" if "steps" in one and name == SAMPLED.name else ""
+    return {
+        "method": name,
+        "LDS": one["lds"],
+        "95 %": span(one["interval"]),
+        "less ekfac_cg of the model": against["lds"],
+        "95 % ": span(against["interval"]),
+        "": solved,
+    }
 
 
 def line(name: str, one: dict[str, Any], *, best: set[str]) -> dict[str, Any]:

@@ -277,6 +277,16 @@ def test_ggn_equals_the_matrix_of_explicit_jacobians() -> None:
     assert_rows_equal(GGN().solve(state, source, b_KD).value, expected)
 
 
+def test_ggn_is_the_same_however_many_columns_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last part is shorter than the others."""
+    source = random_rows(40)
+    whole = GGN().fit(source)["cholesky"]
+    monkeypatch.setattr("headwater.curvature.ggn.COLUMNS", 5)
+    assert source.layout.size > 10
+    assert source.layout.size % 5
+    torch.testing.assert_close(GGN().fit(source)["cholesky"], whole)
+
+
 @pytest.mark.parametrize("source", [live, "softmax", "rows"], ids=["llama", "softmax", "rows"])
 def test_ekfac_cg_ends_at_the_solution_of_ggn(source: object) -> None:
     """One damping for all, so that both solve the same system; the residual is the true one, and CG starts from EK-FAC's own solution."""

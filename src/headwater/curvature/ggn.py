@@ -39,7 +39,7 @@ class GGN:
             )
         _, operator = reference_operator(source)
         dtype = _dtype(source)
-        rows = [operator(torch.eye(D, dtype=dtype)[start : start + COLUMNS]) for start in range(0, D, COLUMNS)]
+        rows = [operator(_unit_vectors(start, min(start + COLUMNS, D), D, dtype)) for start in range(0, D, COLUMNS)]
         matrix_DD = torch.cat(rows).double()
         matrix_DD = (matrix_DD + matrix_DD.T) / 2
         means = torch.stack([matrix_DD.diagonal()[part].mean() for part in pieces(source.layout, joint=False)])
@@ -50,6 +50,13 @@ class GGN:
     def solve(self, state: State, source: Source, b_KD: Tensor) -> Solve:
         check_width(b_KD, source.layout)
         return Solve(torch.cholesky_solve(b_KD.double().T, state["cholesky"]).T.to(b_KD.dtype), "closed_form")
+
+
+def _unit_vectors(start: int, stop: int, D: int, dtype: torch.dtype) -> Tensor:
+    """[stop - start, D] rows `start, start + 1, ...` of the identity matrix, without the others."""
+    unit_KD = torch.zeros(stop - start, D, dtype=dtype)
+    unit_KD.diagonal(start).fill_(1)
+    return unit_KD
 
 
 def _dtype(source: Source) -> torch.dtype:
