@@ -62,7 +62,7 @@ from benchmarks.small import (
     typed,
     without,
 )
-from headwater.evaluate.figure import Figure
+from headwater.evaluate.figure import Figure, finite
 from headwater.evaluate.seeds import over_seeds
 from headwater.truth.objective import SmallModel
 from headwater.truth.optimum import LBFGS, Minimiser, Newton, Reached
@@ -386,8 +386,8 @@ def judged_by_budget(model: SmallModel, size: Size) -> dict[str, Any]:
         "kept_aside": figures if reason else None,
         "removals": len(changes_M),
         "median_effect": middle([abs(float(change)) for change in changes_M if np.isfinite(change)]),
-        "drift": drift,
-        "noise_of_the_rule": noise,
+        "drift": finite(drift),
+        "noise_of_the_rule": finite(noise),
     }
 
 
@@ -435,7 +435,7 @@ def no_end(reached: Reached) -> str:
 
 
 def saddle(lam_min: float) -> str:
-    return f"the optimum is a saddle: smallest eigenvalue {lam_min:.3g}" if lam_min < -DAMPING else ""
+    return f"the network is at a saddle: smallest eigenvalue {lam_min:.3g}" if lam_min < -DAMPING else ""
 
 
 def late(truth: Truth) -> str:
