@@ -15,17 +15,17 @@ did not come to that gradient, or more than a quarter of the trainings without a
 median effect is below the noise of the rule, which is how far the measure still moves when training on all rows goes on to a tenth of
 the gradient. A cell is undetermined where most of its seeds are.
 
-**Equal budget** gives a figure whether or not training came to its end: 2,000 steps of gradient descent over all rows (rate .002,
-momentum .99) from the draw, with decay and without alike. The truth of a row is a difference after 5,000 further steps from the same
-weights and momentum: training without the row less a control on all rows, so that the drift which both share cancels. Influence is as
-above, at the weights where the further steps begin. The horizon is the damping's: 5,000 = (1 - momentum) / (damping x rate), so that in a
-direction without curvature the steps go about as far as the damped step does. Steps and rate were chosen, before any agreement was
-computed, by training losses alone (depths 1 to 6, with decay and without, 8 seeds): with momentum .9 the losses of deep networks without
-decay jump, at rates of .1, .02 and .01; by this rule none rises by more than 5e-4 in any step from 500 to 7,000, and those with decay are
-after 2,000 steps at most 9 % above where they are after 7,000. A seed is undetermined at a saddle (an eigenvalue below minus the damping;
-its figures are kept aside), where a training is no longer numbers, where the median effect is below the noise, here how far the measure
-moves when the control's weights are multiplied by 1 + 1e-12 before the further steps, and where a side does not vary. Whether decay is
-better is asked of the mean difference over the seeds where both networks have a figure; undetermined where those are fewer than half.
+**Equal budget** asks for no end of training: 2,000 steps of gradient descent over all rows (rate .002, momentum .99) from the draw, with
+decay and without alike. The truth of a row is a difference after 5,000 further steps from the same weights and momentum: training without
+the row less a control on all rows, so that the drift which both share cancels. Influence is as above, at the weights where the further
+steps begin. The horizon is the damping's: 5,000 = (1 - momentum) / (damping x rate), so that in a direction without curvature the steps
+go about as far as the damped step does. Steps and rate were chosen, before any agreement was computed, by training losses alone (depths 1
+to 6, with decay and without, 8 seeds): with momentum .9 the losses of deep networks without decay jump, at rates of .1, .02 and .01; by
+this rule none rises by more than about 5e-4 in any step from 500 to 7,000, and those with decay are after 2,000 steps at most about 9 %
+above where they are after 7,000. A seed is undetermined at a saddle (an eigenvalue below minus the damping; its figures are kept aside),
+where a training is no longer numbers, where the median effect is below the noise, here how far the measure moves when the control's
+weights are multiplied by 1 + 1e-12 before the further steps, and where a side does not vary. Whether decay is better is asked of the mean
+difference over the seeds where both networks have a figure; undetermined where those are fewer than half.
 
 Noise between initialisations, for the depths of `--noise`: the spread of an effect over starts against its size, after cold training. Ridge
 and softmax regression in the same harness say that the harness is sound. Protocol after Basu, Pope and Feizi 2021 (arXiv 2006.14651).
