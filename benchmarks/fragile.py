@@ -1,10 +1,11 @@
 """How deep a network influence still describes: estimates against training again, by depth and weight decay.
 
-    python -m benchmarks.fragile [--json] [--seeds 4] [--depths 1 2 4 6] [--noise 1 2] [--removals 16] [--starts 1] [--kept F]
+    python -m benchmarks.fragile [--json] [--rule both] [--seeds 4] [--depths 1 2 4 6] [--noise 1 2] [--removals 16] [--kept F]
 
 Three Gaussian classes in the plane, 120 points; a tanh network of width 5 and depth 1, 2, 4 and 6, with and without weight decay. For the
 test point of the largest loss, the influence of every row with the exact Hessian plus .001; the 16 rows of largest influence are left
-out one by one, and training goes on from the optimum by the rule that the network itself was trained by:
+out one by one. Two rules say what training again is. **Optimum**: training goes on from the optimum by the rule that the network itself
+was trained by:
 
     with decay     to a gradient of 1e-9, by L-BFGS and then Newton steps with the exact Hessian
     without        to a gradient of 1e-5, by L-BFGS alone: where classes overlap the minimum lies at infinity, and Newton steps lead there
@@ -12,28 +13,57 @@ out one by one, and training goes on from the optimum by the rule that the netwo
 Agreement over the removals is Pearson, Spearman and the slope of truth on estimate. A seed is undetermined, and in no mean, where training
 did not come to that gradient, or more than a quarter of the trainings without a row did not; where the optimum is a saddle; where the
 median effect is below the noise of the rule, which is how far the measure still moves when training on all rows goes on to a tenth of
-the gradient. A cell is undetermined where most of its seeds are. Noise between initialisations, for the depths of `--noise`: the spread of
-an effect over starts against its size, after cold training. Ridge and softmax regression in the same harness say that the harness is
-sound. Protocol after Basu, Pope and Feizi 2021 (arXiv 2006.14651).
+the gradient. A cell is undetermined where most of its seeds are.
 
-N rows · Q test points · M removals · D parameters · S starts
+**Equal budget** asks for no end of training: 2,000 steps of gradient descent over all rows (rate .002, momentum .99) from the draw, with
+decay and without alike. The truth of a row is a difference after 5,000 further steps from the same weights and momentum: training without
+the row less a control on all rows, so that the drift which both share cancels. Influence is as above, at the weights where the further
+steps begin. The horizon is the damping's: 5,000 = (1 - momentum) / (damping x rate), so that in a direction without curvature the steps
+go about as far as the damped step does. Steps and rate were chosen, before any agreement was computed, by training losses alone (depths 1
+to 6, with decay and without, 8 seeds): with momentum .9 the losses of deep networks without decay jump, at rates of .1, .02 and .01; by
+this rule none rises by more than about 5e-4 in any step from 500 to 7,000, and those with decay are after 2,000 steps at most about 9 %
+above where they are after 7,000. A seed is undetermined at a saddle (an eigenvalue below minus the damping; its figures are kept aside),
+where a training is no longer numbers, where the median effect is below the noise, here how far the measure moves when the control's
+weights are multiplied by 1 + 1e-12 before the further steps, and where a side does not vary. Whether decay is better is asked of the mean
+difference over the seeds where both networks have a figure; undetermined where those are fewer than half.
+
+Noise between initialisations, for the depths of `--noise`: the spread of an effect over starts against its size, after cold training. Ridge
+and softmax regression in the same harness say that the harness is sound. Protocol after Basu, Pope and Feizi 2021 (arXiv 2006.14651).
+
+N rows · Q test points · M removals · D parameters · S starts · R trainings at once
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.record import record
-from benchmarks.small import Tanh, agreement, cross_entropy, hessian, resumed, rounded, row_gradients, typed, without
+from benchmarks.record import RESULTS, record, stamp
+from benchmarks.small import (
+    Momentum,
+    Tanh,
+    Underway,
+    agreement,
+    cross_entropy,
+    hessian,
+    resumed,
+    rounded,
+    row_gradients,
+    trained_on,
+    typed,
+    without,
+)
+from headwater.evaluate.figure import Figure, finite
+from headwater.evaluate.seeds import over_seeds
 from headwater.truth.objective import SmallModel
 from headwater.truth.optimum import LBFGS, Minimiser, Newton, Reached
 from headwater.truth.response import retrained, training_loss
@@ -47,7 +77,11 @@ FINER = 0.1  # of the gradient: what the measure still moves to there is the noi
 UNREACHED = 0.25  # of the removals: with more than that no figure
 SPREAD = 2.0  # of the classes' centres, in standard deviations of a class
 FIGURES = ("spearman", "pearson", "slope")
+EQUAL_BUDGET = "equal budget"
 NOISE_REMOVALS = 3
+BUDGET = Momentum(rate=0.002, momentum=0.99)
+BUDGET_STEPS, FURTHER_STEPS = 2000, 5000  # rate / (1 - momentum) x the further ones = 1 / damping
+NUDGE = 1e-12  # of the weights: more than rounding adds to them
 EXPECTED = {
     "depth 1, decay": [0.95, 0.70], "depth 1": [0.89, 0.87], "depth 2, decay": [0.90, 0.93], "depth 2": [0.71, 0.83],
     "depth 4, decay": [0.78, 0.89], "depth 4": [0.61, None], "depth 6, decay": [0.66, 0.60],
@@ -74,6 +108,7 @@ class Data:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="record the result and print it as the last line")
+    parser.add_argument("--rule", choices=("both", "optimum", "budget"), default="both", help="one alone goes into the recorded result")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--rows", type=int, default=Size.rows)
     parser.add_argument("--depths", type=int, nargs="+", default=list(Size.depths))
@@ -84,16 +119,33 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     size = Size(given.rows, tuple(given.depths), given.removals, given.starts, tuple(given.noise))
-    result = measure(size, seeds=range(given.seeds), kept=given.kept)
-    for name, cell in result["cells"].items():
-        print(f"{name:18} {cell}")
-    print(f"accepted           {result['accepted']}")
+    seeds, source, found = range(given.seeds), stamp(typed("fragile")), {}
+    if given.rule != "budget":
+        found |= measure(size, seeds=seeds, kept=given.kept) | source
+    if given.rule != "optimum":
+        found[EQUAL_BUDGET] = by_budget(size, seeds=seeds, kept=given.kept) | source
+    for title, part in (("optimum", found), (EQUAL_BUDGET, found.get(EQUAL_BUDGET, {}))):
+        for name, cell in part.get("cells", {}).items():
+            print(f"{title:13} {name:18} {cell}")
+    result = joined(recorded() if given.json and given.rule != "both" else {}, found)
+    print(f"accepted {result['accepted']}")
     if given.json:
         record("fragile", result, typed("fragile"))
 
 
+def recorded() -> dict[str, Any]:
+    path = RESULTS / "fragile.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def joined(known: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """What was found beside what is known of a rule that was not run; each keeps its own command, date and machine."""
+    lines = (known.get("accepted", {}), found.get("accepted", {}), found.get(EQUAL_BUDGET, {}).get("accepted", {}))
+    return {**known, **found, "accepted": {line: word for each in lines for line, word in each.items()}}
+
+
 def measure(size: Size, *, seeds: Sequence[int], kept: Path | None = None) -> dict[str, Any]:
-    names = ["ridge", "softmax regression", *(cell_name(depth, decay) for decay in (DECAY, 0.0) for depth in size.depths)]
+    names = cell_names(size)
     jobs: dict[str, Callable[[], Any]] = {f"{seed}/{name}": partial(cell, size, seed, name) for name in names for seed in seeds}
     noisy = [cell_name(depth, DECAY) for depth in size.noise]
     jobs |= {f"noise/{seed}/{name}": partial(noise, size, seed, name) for name in noisy for seed in seeds}
@@ -104,6 +156,21 @@ def measure(size: Size, *, seeds: Sequence[int], kept: Path | None = None) -> di
     return rounded({"cells": cells, "noise": floors, "by_seed": found, "expected": EXPECTED, "accepted": accepted(cells)})
 
 
+def by_budget(size: Size, *, seeds: Sequence[int], kept: Path | None = None) -> dict[str, Any]:
+    """The same cells by the rule of the equal budget, and for each depth what decay changes in Spearman on the same seeds."""
+    names = cell_names(size)
+    done = resumed({f"{EQUAL_BUDGET}/{s}/{name}": partial(budget_cell, size, s, name) for name in names for s in seeds}, kept=kept)
+    found = {name: [done[f"{EQUAL_BUDGET}/{s}/{name}"] for s in seeds] for name in names}
+    gains = {f"depth {d}": gain(found[cell_name(d, DECAY)], found[cell_name(d, 0.0)]) for d in size.depths}
+    cells = {name: summary(found[name]) for name in names}
+    rule = {"steps": BUDGET_STEPS, "further_steps": FURTHER_STEPS, **asdict(BUDGET)}
+    return rounded({"rule": rule, "cells": cells, "gain_by_decay": gains, "by_seed": found, "accepted": accepted_by_budget(gains)})
+
+
+def cell_names(size: Size) -> list[str]:
+    return ["ridge", "softmax regression", *(cell_name(depth, decay) for decay in (DECAY, 0.0) for depth in size.depths)]
+
+
 def summary(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means over the seeds where there is a figure; beside them how many, and why the others have none. No mean where most have none."""
     known = [one["agreement"] for one in found if one["agreement"]]
@@ -112,9 +179,13 @@ def summary(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **{f"{name}_by_seed": [one["agreement"][name] if one["agreement"] else "undetermined" for one in found] for name in FIGURES},
         "seeds": len(known),
         "undetermined": [one["undetermined"] for one in found if not one["agreement"]],
-        "lam_min": float(np.median([one["lam_min"] for one in found])),
-        "lam_max": float(np.median([one["lam_max"] for one in found])),
+        **{name: middle([one[name] for one in found]) for name in ("lam_min", "lam_max")},
     }
+
+
+def middle(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
 
 
 def accepted(cells: dict[str, Any]) -> dict[str, str]:
@@ -134,12 +205,38 @@ def accepted(cells: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def gain(with_decay: Sequence[dict[str, Any]], without_decay: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Spearman with decay less without, seed by seed, over the seeds where both have a figure."""
+    pairs = [(a["agreement"], b["agreement"]) for a, b in zip(with_decay, without_decay, strict=True)]
+    gains = [a["spearman"] - b["spearman"] if a and b else None for a, b in pairs]
+    known = [one for one in gains if one is not None]
+    mean = over_seeds([Figure(one, None, 1, "removals") for one in known])
+    enough = 0 < len(gains) <= 2 * len(known)
+    return {
+        "mean": mean.value if enough else None,
+        "interval": mean.interval if enough else None,
+        "by_seed": ["undetermined" if one is None else one for one in gains],
+        "seeds": len(known),
+    }
+
+
+def accepted_by_budget(gains: dict[str, Any]) -> dict[str, str]:
+    def line(mean: float | None) -> str:
+        return "undetermined" if mean is None else "reached" if mean >= 0 else "missed"
+
+    return {f"decay better at depth {d} (equal budget)": line(gains.get(f"depth {d}", {"mean": None})["mean"]) for d in (2, 4)}
+
+
 def cell_name(depth: int, decay: float) -> str:
     return f"depth {depth}{', decay' if decay else ''}"
 
 
 def cell(size: Size, seed: int, name: str) -> dict[str, Any]:
     return judged(named_model(size, seed, name), size)
+
+
+def budget_cell(size: Size, seed: int, name: str) -> dict[str, Any]:
+    return judged_by_budget(named_model(size, seed, name), size)
 
 
 def noise(size: Size, seed: int, name: str) -> dict[str, Any]:
@@ -216,7 +313,10 @@ class Judged:
 
     @staticmethod
     def of(model: SmallModel) -> Judged:
-        reached = all_rows(model, training(model))
+        return Judged.at(model, all_rows(model, training(model)))
+
+    @staticmethod
+    def at(model: SmallModel, reached: Reached) -> Judged:
         worst = int(model.measures(reached.theta_D).argmax())
         one = replace(model, start_D=reached.theta_D, queries=lambda theta_D: model.queries(theta_D)[worst : worst + 1])
         matrix_DD = hessian(one)
@@ -229,6 +329,16 @@ class Judged:
     def before(self) -> float:
         return float(self.model.measures(self.model.start_D)[0])
 
+    def health(self) -> dict[str, float]:
+        every_N = torch.ones(len(self.model.train_ids), dtype=torch.float64)
+        return {
+            "gradient": self.reached.gradient_norm,
+            "lam_min": float(self.lam_D[0]),
+            "lam_max": float(self.lam_D[-1]),
+            "worst_loss": self.before,
+            "mean_loss": float(self.model.loss(self.model.start_D, every_N)[0]),
+        }
+
     def still_moves(self) -> float:
         """The noise of the rule: the measure's change when training on all rows goes on to a tenth of the gradient."""
         finer = all_rows(self.model, training(self.model, share=FINER))
@@ -238,13 +348,7 @@ class Judged:
 def judged(model: SmallModel, size: Size) -> dict[str, Any]:
     """Influence on the worst test point against training again; a reason in place of the figures where there is none."""
     one = Judged.of(model)
-    health = {
-        "gradient": one.reached.gradient_norm,
-        "lam_min": float(one.lam_D[0]),
-        "lam_max": float(one.lam_D[-1]),
-        "worst_loss": one.before,
-        "mean_loss": float(one.model.loss(one.model.start_D, torch.ones(size.rows, dtype=torch.float64))[0]),
-    }
+    health = one.health()
     reason = no_end(one.reached) or saddle(health["lam_min"])
     return health | ({"agreement": None, "undetermined": reason} if reason else compared(one, size))
 
@@ -265,6 +369,64 @@ def compared(one: Judged, size: Size) -> dict[str, Any]:
     }
 
 
+def judged_by_budget(model: SmallModel, size: Size) -> dict[str, Any]:
+    """The same by the rule of the equal budget."""
+    first = trained_on(model, np.ones((1, size.rows), dtype=bool), Underway.at_rest(model.start_D), BUDGET, steps=BUDGET_STEPS)
+    reached = stopped(model, first.theta_RD[0])
+    if not reached.usable:
+        return {"agreement": None, "undetermined": "the training is no longer numbers", "lam_min": None, "lam_max": None}
+    one = Judged.at(model, reached)
+    chosen = one.strongest(size.removals)
+    changes_M, drift, noise = further(one, first, chosen)
+    figures = agreement(one.influence_N[chosen], changes_M)
+    reason = saddle(float(one.lam_D[0])) or lost(changes_M) or still(changes_M, noise) or ("" if figures else "a side does not vary")
+    return one.health() | {
+        "agreement": None if reason else figures,
+        "undetermined": reason or None,
+        "kept_aside": figures if reason else None,
+        "removals": len(changes_M),
+        "median_effect": middle([abs(float(change)) for change in changes_M if np.isfinite(change)]),
+        "drift": finite(drift),
+        "noise_of_the_rule": finite(noise),
+    }
+
+
+def stopped(model: SmallModel, theta_D: Tensor) -> Reached:
+    gradient_D = model.loss(theta_D, torch.ones(len(model.train_ids), dtype=torch.float64))[1] + model.decay * theta_D
+    norm = float(gradient_D.norm())
+    return Reached(theta_D, "ran" if np.isfinite(norm) else "diverged", norm, None, BUDGET_STEPS + 1)
+
+
+class Further(NamedTuple):
+    """What further steps move the measure by: without each row [M], less the control; the control; a nudge of the control."""
+
+    changes_M: np.ndarray
+    drift: float
+    noise: float
+
+
+def further(one: Judged, at: Underway, removed_M: np.ndarray) -> Further:
+    """All trainings together: the control on all rows, the control from weights that rounding might have led to, each without a row."""
+    n_rows = len(one.model.train_ids)
+    kept_RN = np.concatenate([np.ones((2, n_rows), dtype=bool), without(n_rows, removed_M)])
+    last = trained_on(one.model, kept_RN, nudged(at.copies(len(kept_RN)), 1), BUDGET, steps=FURTHER_STEPS)
+    control, control_nudged, *gone_M = (float(one.model.measures(theta_D)[0]) for theta_D in last.theta_RD)
+    return Further(np.array(gone_M) - control, control - one.before, abs(control_nudged - control))
+
+
+def nudged(at: Underway, r: int) -> Underway:
+    """Training r of them moved by what rounding might have moved it."""
+    factor_R = torch.ones(len(at.theta_RD), dtype=torch.float64)
+    factor_R[r] += NUDGE
+    return replace(at, theta_RD=at.theta_RD * factor_R[:, None])
+
+
+def lost(changes_M: np.ndarray) -> str:
+    """Whether a training is no longer numbers; "" where all are."""
+    n = int((~np.isfinite(changes_M)).sum())
+    return f"{n} of {len(changes_M)} trainings without a row are no longer numbers" if n else ""
+
+
 def no_end(reached: Reached) -> str:
     """Why a network is no optimum; "" where it is one."""
     if reached.usable:
@@ -273,7 +435,7 @@ def no_end(reached: Reached) -> str:
 
 
 def saddle(lam_min: float) -> str:
-    return f"the optimum is a saddle: smallest eigenvalue {lam_min:.3g}" if lam_min < -DAMPING else ""
+    return f"the network is at a saddle: smallest eigenvalue {lam_min:.3g}" if lam_min < -DAMPING else ""
 
 
 def late(truth: Truth) -> str:

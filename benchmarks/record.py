@@ -17,10 +17,15 @@ def record(name: str, result: dict[str, Any], command: str) -> Path:
     """Write a benchmark's result with its command, date and machine; print the result as one JSON object, the last line of output."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    value = {"name": name, "command": command, "date": datetime.now(UTC).date().isoformat(), "machine": machine(), **result}
+    value = {"name": name, **stamp(command), **result}
     path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(json.dumps(result), flush=True)
     return path
+
+
+def stamp(command: str) -> dict[str, Any]:
+    """Where a result is from. One that has a stamp of its own keeps it when it is recorded."""
+    return {"command": command, "date": datetime.now(UTC).date().isoformat(), "machine": machine()}
 
 
 def machine() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from benchmarks import fragile, lds_small, pbrf, removal, small
 from headwater.curvature import Fisher
 from headwater.progress import quiet
 from headwater.truth.optimum import LBFGS, Descent, Reached
-from headwater.truth.response import retrained
+from headwater.truth.response import retrained, training_loss
 from headwater.types import UsageError
 
 GAPS = pbrf.Size(rows=60, steps=40, removals=4, queries=3, subsets=6)
@@ -185,6 +185,102 @@ def test_trainings_without_a_row_that_did_not_end_are_counted() -> None:
         short, whole = (retrained(model, kept_MN, LBFGS(max_steps=steps)) for steps in (1, 100))
     assert fragile.late(short).startswith("4 of 4 trainings without a row did not end")
     assert fragile.late(whole) == ""
+
+
+def test_trainings_at_once_are_trainings_apart() -> None:
+    """With no momentum each is plain gradient descent on its own loss; in two parts it is the same, for momentum is carried on."""
+    model = fragile.named_model(fragile.Size(rows=12), 0, "depth 2, decay")
+    kept_RN, rest = small.without(12, [3, 5, 3]), small.Underway.at_rest(model.start_D).copies(3)
+    both = small.trained_on(model, kept_RN, rest, small.Momentum(0.1, 0.0), steps=30)
+    for r, kept_N in enumerate(kept_RN):
+        alone = Descent(30, 0.1)(training_loss(model, torch.from_numpy(kept_N).double()), model.start_D)
+        torch.testing.assert_close(both.theta_RD[r], alone.theta_D, rtol=1e-9, atol=1e-11)
+    whole = small.trained_on(model, kept_RN, rest, fragile.BUDGET, steps=40)
+    part = small.trained_on(model, kept_RN, rest, fragile.BUDGET, steps=25)
+    torch.testing.assert_close(small.trained_on(model, kept_RN, part, fragile.BUDGET, steps=15).theta_RD, whole.theta_RD, rtol=0, atol=0)
+    assert (whole.theta_RD[0] == whole.theta_RD[2]).all()
+    assert (whole.theta_RD[0] != whole.theta_RD[1]).any()
+
+
+def underway(model: small.SmallModel, steps: int) -> tuple[fragile.Judged, small.Underway]:
+    every_1N = np.ones((1, len(model.train_ids)), dtype=bool)
+    at = small.trained_on(model, every_1N, small.Underway.at_rest(model.start_D), fragile.BUDGET, steps=steps)
+    return fragile.Judged.at(model, fragile.stopped(model, at.theta_RD[0])), at
+
+
+@pytest.mark.parametrize("name", ["ridge", "softmax regression"])
+def test_where_training_ends_an_equal_budget_is_training_to_the_minimum(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fragile, "FURTHER_STEPS", 2500)
+    model = replace(fragile.named_model(fragile.Size(rows=30), 0, name), decay=0.1)
+    one, at = underway(model, 2500)
+    removed_M = one.strongest(5)
+    with quiet():
+        truth = retrained(one.model, small.without(30, removed_M), LBFGS(relative=0, absolute=1e-11))
+    changes_M, drift, noise = fragile.further(one, at, removed_M)
+    np.testing.assert_allclose(changes_M, truth.outcomes_DSQ[:, 0, 0] - one.before, rtol=1e-3)
+    assert abs(drift) < 1e-3 * np.abs(changes_M).min()
+    assert noise < 1e-9
+
+
+def test_the_drift_that_all_share_cancels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Far from any end one step without row n is the control's, plus rate / N times the row's own gradient, to first order."""
+    model = fragile.named_model(fragile.Size(rows=30), 0, "depth 2")
+    one, at = underway(model, 20)
+    monkeypatch.setattr(fragile, "FURTHER_STEPS", 1)
+    changes_M, drift, noise = fragile.further(one, at, np.arange(5))
+    slopes_M = small.row_gradients(one.model)[:5] @ small.query_gradients(one.model)[0]
+    np.testing.assert_allclose(changes_M, fragile.BUDGET.rate / 30 * slopes_M.numpy(), rtol=0.1)
+    assert abs(drift) > 100 * np.abs(changes_M).max()
+    assert 0 < noise < 1e-9
+
+
+def test_by_an_equal_budget_every_network_has_a_figure_or_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fragile, "BUDGET_STEPS", 300)
+    monkeypatch.setattr(fragile, "FURTHER_STEPS", 300)
+    size = fragile.Size(rows=30, depths=(1, 2), removals=5)
+    with quiet():
+        result = fragile.by_budget(size, seeds=[0, 1])
+    assert set(result["cells"]) == set(fragile.cell_names(size)) == set(result["by_seed"])
+    for found in result["by_seed"].values():
+        assert all((one["agreement"] is None) == bool(one["undetermined"]) for one in found)
+    assert result["cells"]["ridge"]["seeds"] == 2
+    assert result["gain_by_decay"]["depth 1"]["seeds"] <= 2
+    assert result["accepted"]["decay better at depth 4 (equal budget)"] == "undetermined"
+
+
+def test_an_effect_of_nothing_has_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A measure that does not depend on the weights is moved by nothing, and neither is its noise."""
+    monkeypatch.setattr(fragile, "BUDGET_STEPS", 20)
+    monkeypatch.setattr(fragile, "FURTHER_STEPS", 20)
+    model = fragile.named_model(fragile.Size(rows=12), 0, "softmax regression")
+    found = fragile.judged_by_budget(replace(model, queries=lambda theta_D: 0 * theta_D[:1]), fragile.Size(rows=12, removals=3))
+    assert found["agreement"] is None
+    assert (found["median_effect"], found["drift"], found["noise_of_the_rule"]) == (0, 0, 0)
+    assert "below the noise of the rule" in found["undetermined"]
+    assert fragile.lost(np.array([0.0, np.nan])) == "1 of 2 trainings without a row are no longer numbers"
+
+
+def test_what_decay_changes_is_asked_of_the_same_seeds() -> None:
+    better = GOOD | {"agreement": GOOD["agreement"] | {"spearman": 0.8}}
+    found = fragile.gain([better, better, GOOD], [GOOD, BAD, GOOD])
+    assert found["by_seed"] == [pytest.approx(0.3), "undetermined", 0]
+    assert (found["mean"], found["seeds"]) == (pytest.approx(0.15), 2)
+    assert found["interval"][0] < 0 < found["interval"][1]
+    few = fragile.gain([better, better, GOOD], [GOOD, BAD, BAD])
+    assert (few["mean"], few["interval"], few["seeds"]) == (None, None, 1)
+    lines = fragile.accepted_by_budget({"depth 2": found, "depth 4": few})
+    assert list(lines.values()) == ["reached", "undetermined"]
+    assert fragile.accepted_by_budget({"depth 4": {"mean": -0.1}})["decay better at depth 4 (equal budget)"] == "missed"
+
+
+def test_a_rule_that_was_not_run_stays_as_recorded() -> None:
+    known = {"command": "a", "cells": 1, "accepted": {"x": "reached"}}
+    both = fragile.joined(known, {fragile.EQUAL_BUDGET: {"command": "b", "accepted": {"y": "missed"}}})
+    assert (both["command"], both["cells"], both[fragile.EQUAL_BUDGET]["command"]) == ("a", 1, "b")
+    assert both["accepted"] == {"x": "reached", "y": "missed"}
+    again = fragile.joined(both, {"command": "c", "cells": 2, "accepted": {"x": "missed"}})
+    assert (again["command"], again["cells"], again[fragile.EQUAL_BUDGET]["command"]) == ("c", 2, "b")
+    assert again["accepted"] == {"x": "missed", "y": "missed"}
 
 
 # ---------------------------------------------------------------------------------------------------------- lds, removal
