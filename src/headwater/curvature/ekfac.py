@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headwater.curvature.damping import RULE, Damping
 from headwater.curvature.kronecker import (
+    LARGEST_SIDE,
     Basis,
     Precision,
     as_matrices,
@@ -26,6 +27,8 @@ from headwater.curvature.operators import check_width, finite, finite_blocks
 from headwater.gradient.factors import each_dense
 from headwater.types import FactorBatch, Factors, Labels, Layout, ModelSource, Solve, Source, State
 
+FEW = 4  # positions for each output: with fewer, one draw chooses the basis and is measured along it
+
 
 @dataclass(frozen=True)
 class EKFAC:
@@ -35,7 +38,8 @@ class EKFAC:
     it is the closest to the Fisher matrix of the same gradients, so never further from it than K-FAC in that basis. `labels` "sampled"
     makes its eigenvalues those of the true Fisher (the Gauss-Newton matrix), "true" of the empirical one. `basis_labels` are those of the
     basis: where not given, beside sampled eigenvalues those of a second draw, since a draw that measures the basis it chose finds the
-    eigenvalues too large and on few rows ranks worse. Where the source is stored rows, the basis is that of the rows' own second moments:
+    eigenvalues too large and on few rows ranks worse (with fewer than four positions for each output it is one draw all the same: the basis
+    of another would be poor, or in part arbitrary). Where the source is stored rows, the basis is that of the rows' own second moments:
     curvature of the sketch, in the sketch.
 
     `precision` is that of the products that are averaged over rows and positions; "auto" is bfloat16 where the processor is fast at it.
@@ -60,9 +64,12 @@ class EKFAC:
         return self.basis_labels or ("resampled" if self.labels == "sampled" else self.labels)
 
     def fit(self, source: Source) -> State:
+        precision = precision_over(source, self.precision)
         drawn_again = isinstance(source, ModelSource) and _keeps(source, self.labels) and not _keeps(source, self.labels_of_basis)
         enough = enough_positions(source.layout) if drawn_again else None  # a backward pass that is for the basis alone
-        state = dict(fit_bases(source, self.labels_of_basis, precision_over(source, self.precision), positions=enough))
+        state = dict(fit_bases(source, self.labels_of_basis, precision, positions=enough))
+        if self.basis_labels is None and _is_open(state, source):
+            state = dict(fit_bases(source, self.labels, precision))
         eigenvalues_D = corrected_eigenvalues(state, source, self.labels, self.precision)
         means = [part.double().mean() for part in source.layout.split(eigenvalues_D).values()]
         return {**state, "eigenvalues": eigenvalues_D, "damping": Damping.parse(self.damping).resolve(torch.stack(means))}
@@ -70,6 +77,14 @@ class EKFAC:
     def solve(self, state: State, source: Source, b_KD: Tensor) -> Solve:
         check_width(b_KD, source.layout)
         return Solve(solve_in_basis(state, source.layout, b_KD, precision_over(source, self.precision)), "closed_form")
+
+
+def _is_open(state: State, source: Source) -> bool:
+    """Whether a block has fewer than `FEW` positions for each output: a draw's basis is then poor for others, or in part arbitrary."""
+    if not isinstance(source, ModelSource):
+        return False
+    outputs_L = torch.tensor([block.shape[0] if block.shape[0] <= LARGEST_SIDE else 0 for block in source.layout.blocks])
+    return bool((state["positions"] * len(source) < FEW * outputs_L).any())
 
 
 def corrected_eigenvalues(state: State, source: Source, labels: Labels, precision: Precision = "float32") -> Tensor:
