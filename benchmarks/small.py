@@ -197,6 +197,11 @@ class RootRows:
         return self.rows_RD[list(positions)]
 
 
+def gauss_newton(model: SmallModel) -> Tensor:
+    """[D, D] `(1/N) sum_n J_n' H_n J_n + decay`: the Hessian less what the network's own bend adds, so without a negative part."""
+    return RootRows.of(model).matrix() + model.decay * torch.eye(len(model.start_D), dtype=torch.float64)
+
+
 def _output_hessians(model: SmallModel, outputs_NO: Tensor) -> Tensor:
     """[N, O, O]: rows do not mix, so the Hessian of the sum is block by block."""
     _, pulled = torch.func.vjp(torch.func.grad(lambda z_NO: model.losses(z_NO).sum()), outputs_NO)

@@ -80,6 +80,19 @@ def test_root_rows_have_the_gauss_newton_matrix() -> None:
     torch.testing.assert_close(fisher.solve(fisher.fit(source), source, b_KD).value, expected_KD, rtol=1e-7, atol=1e-9)
 
 
+def test_gauss_newton_is_the_sum_over_rows_and_for_a_linear_model_the_hessian() -> None:
+    """`J' (diag p - p p') J` row by row, of softmax; a tanh layer bends, so there the Hessian is another and has a negative part."""
+    linear, bent = (fragile.network(fragile.drawn(fragile.Size(rows=7), 0), depth, 0.05, 0) for depth in (0, 2))
+    torch.testing.assert_close(small.gauss_newton(linear), small.hessian(linear), rtol=1e-9, atol=1e-12)
+    jacobians_NOD = torch.func.jacrev(bent.outputs)(bent.start_D)
+    expected_DD = 0.05 * torch.eye(len(bent.start_D)).double()
+    for p_O, jacobian_OD in zip(bent.outputs(bent.start_D).softmax(-1), jacobians_NOD, strict=True):
+        expected_DD += jacobian_OD.T @ (torch.diag(p_O) - torch.outer(p_O, p_O)) @ jacobian_OD / 7
+    torch.testing.assert_close(small.gauss_newton(bent), expected_DD, rtol=1e-9, atol=1e-12)
+    assert torch.linalg.eigvalsh(small.gauss_newton(bent))[0] > 0.05 - 1e-9
+    assert torch.linalg.eigvalsh(small.hessian(bent))[0] < 0
+
+
 def test_networks_trained_together_are_trained_apart() -> None:
     net, rng = small.Tanh((3, 4, 2)), np.random.default_rng(0)
     x_NI, y_N = torch.from_numpy(rng.normal(size=(12, 3))), torch.arange(12) % 2
@@ -234,18 +247,21 @@ def test_the_drift_that_all_share_cancels(monkeypatch: pytest.MonkeyPatch) -> No
     assert 0 < noise < 1e-9
 
 
-def test_by_an_equal_budget_every_network_has_a_figure_or_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("title", fragile.CURVATURES)
+def test_by_an_equal_budget_every_network_has_a_figure_or_a_reason(title: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fragile, "BUDGET_STEPS", 300)
     monkeypatch.setattr(fragile, "FURTHER_STEPS", 300)
     size = fragile.Size(rows=30, depths=(1, 2), removals=5)
     with quiet():
-        result = fragile.by_budget(size, seeds=[0, 1])
+        result = fragile.by_budget(size, title, seeds=[0, 1])
     assert set(result["cells"]) == set(fragile.cell_names(size)) == set(result["by_seed"])
     for found in result["by_seed"].values():
         assert all((one["agreement"] is None) == bool(one["undetermined"]) for one in found)
     assert result["cells"]["ridge"]["seeds"] == 2
     assert result["gain_by_decay"]["depth 1"]["seeds"] <= 2
-    assert result["accepted"]["decay better at depth 4 (equal budget)"] == "undetermined"
+    assert result["accepted"][f"decay better at depth 4 ({title})"] == "undetermined"
+    saddles = [cell for cell in result["cells"].values() if any("saddle" in reason for reason in cell["undetermined"])]
+    assert bool(saddles) == (title == fragile.EQUAL_BUDGET)
 
 
 def test_an_effect_of_nothing_has_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,6 +297,9 @@ def test_a_rule_that_was_not_run_stays_as_recorded() -> None:
     again = fragile.joined(both, {"command": "c", "cells": 2, "accepted": {"x": "missed"}})
     assert (again["command"], again["cells"], again[fragile.EQUAL_BUDGET]["command"]) == ("c", 2, "b")
     assert again["accepted"] == {"x": "missed", "y": "missed"}
+    third = fragile.joined(again, {fragile.GAUSS_NEWTON: {"command": "d", "accepted": {"z": "reached"}}})
+    assert [third[title]["command"] for title in fragile.CURVATURES] == ["b", "d"]
+    assert third["accepted"] == {"x": "missed", "y": "missed", "z": "reached"}
 
 
 # ---------------------------------------------------------------------------------------------------------- lds, removal
