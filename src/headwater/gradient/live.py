@@ -147,7 +147,7 @@ class LiveSource:
             plan = self._plan(self._good, in_order=in_order)
             for done, some in enumerate(track(plan, total=len(plan), description=f"gradients of {len(self._good):,} rows")):
                 positions = [self._good[i] for i in some]
-                asked = [kind for kind in kinds if kind not in sparse or positions[0] in given]
+                asked: list[Labels] = [kind for kind in kinds if kind not in sparse or positions[0] in given]
                 if not asked:
                     continue
                 batch = self._collate(positions)
