@@ -26,6 +26,7 @@ from benchmarks.workload import lora, queries, rows
 from headwater.curvature import get
 from headwater.curvature.conjugate import conjugate_gradients
 from headwater.curvature.ekfac import EKFAC
+from headwater.curvature.kronecker import accumulate
 from headwater.curvature.operators import Operator, damped, relative, spread
 from headwater.gradient.live import LiveSource
 from headwater.gradient.scope import find_scope, make_layout
@@ -41,7 +42,7 @@ from headwater.types import Example
 REFERENCE = RESULTS / "accuracy_reference.npz"
 TOLERANCE, MAX_STEPS = 1e-8, 3000
 DRAWS = 400  # of labels for each row, for the reference's preconditioner
-TOGETHER, PANEL = 4096, 4096  # of them that are multiplied together, and columns of the product that are
+TOGETHER = 4096  # of them that are multiplied together
 EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "identity": ("identity", {}),
     "kfac": ("kfac", {}),
@@ -129,20 +130,14 @@ def preconditioner(n_rows: int, damping_D: Tensor) -> Operator:
     for _, rows_BD in LiveSource(source.session, copies, source.layout).rows("sampled"):
         waiting.append(rows_BD * scale_D)
         if sum(map(len, waiting)) >= TOGETHER:
-            add_products(total_DD, torch.cat(waiting))
+            accumulate(total_DD, torch.cat(waiting))
             waiting.clear()
-    add_products(total_DD, torch.cat([*waiting, torch.zeros(0, len(scale_D))]))
+    accumulate(total_DD, torch.cat([*waiting, torch.zeros(0, len(scale_D))]))
     total_DD /= len(copies)
     total_DD.diagonal().add_(1)
     factor_DD = torch.linalg.cholesky(total_DD, upper=True)
     del total_DD
     return lambda v_KD: (torch.cholesky_solve((v_KD.float() * scale_D).T, factor_DD, upper=True).T * scale_D).to(v_KD)
-
-
-def add_products(total_DD: Tensor, rows_nD: Tensor) -> None:
-    """`total += rows' rows`, the upper triangle by panels: what the factorisation reads."""
-    for start in range(0, len(total_DD), PANEL):
-        total_DD[start : start + PANEL, start:].addmm_(rows_nD[:, start : start + PANEL].T, rows_nD[:, start:])
 
 
 def agreement(scores_QN: np.ndarray, exact_QN: np.ndarray) -> float:

@@ -87,7 +87,8 @@ def staged(task: Task, name: str) -> Iterator[None]:
 def ekfac(task: Task) -> np.ndarray:
     """Nothing sketched. LoRA: one forward pass serves both labels' backward passes, and the rows are kept in memory."""
     work, labels = Workload.read(task), task.options.get("labels", "true")
-    task.notes.append(f"{labels} labels" + (", rows kept: one forward and two backward passes" if labels == "sampled" else ""))
+    passes = ", rows kept: one forward and two backward passes, a third for some batches" if labels == "sampled" else ""
+    task.notes.append(f"{labels} labels{passes}")
     source = work.source(keep=("true", labels) if task.workload == "w2" else ())
     rows = LiveIndex(MemoryIndex([row.id for row in work.rows], source.layout, "loss", {}), source)
     queries = LiveQueries(MemoryIndex([query.id for query in work.queries], source.layout, "measure", {}), source, work.queries, MEASURE)

@@ -21,9 +21,7 @@ from headwater.index.scan import bfloat16_is_fast
 from headwater.types import Block, FactorBatch, Factors, Labels, Layout, ModelSource, Source, State
 
 LARGEST_SIDE = 8192  # a longer side (a vocabulary) keeps its own basis: its covariance would be too large to form and to diagonalise
-ENOUGH = (
-    64  # positions for each number of a side: from then on its eigenvectors are those of all positions, for what is measured along them
-)
+ENOUGH = 64  # positions for each number of the longest side, where a basis costs a backward pass of its own
 Precision = Literal["auto", "float32", "bfloat16"]
 PANEL = 256  # columns of a symmetric product that are computed together: what lies below the diagonal is not
 
