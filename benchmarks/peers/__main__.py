@@ -68,7 +68,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=300, help="seconds after which a job counts as failed")
     parser.add_argument("--folder", type=Path, help="keep the workload, the scores and the results here")
     parser.add_argument("--environments", type=Path, default=CHECKOUT / ".venvs", help="where the engines' environments are kept")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.repeats < 1:
+        parser.error(f"--repeats {given.repeats}: expected 1 or more")
+    return given
 
 
 def told(job: Job, setting: Setting) -> Outcome:

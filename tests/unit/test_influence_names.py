@@ -38,6 +38,8 @@ def test_options_are_shared_out() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("ekfac", {"basis_labels": "resmapled"}, "ekfac: basis_labels is 'resmapled', expected one of true, sampled, resampled"),
+        ("kfac", {"labels": "drawn"}, "kfac: labels is 'drawn', expected one of true, sampled, resampled"),
         ("fisher", {"jiont": True}, r"fisher: .*'jiont'.*Its options: damping='0.1 \* mean_eigenvalue', joint=False, mode='stored'"),
         ("lissa", {"scale": 1e4}, r"lissa: .*'scale'.*batch_rows=None, repeats=1, seed=0, mode='stored'"),
         ("fisher", {"mode": "sketched"}, "fisher: mode is 'sketched', expected one of stored, model, exact"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from headwater.curvature.arnoldi import Arnoldi
 from headwater.curvature.cg import CG
@@ -79,9 +79,22 @@ def get(name: str, **options: Any) -> Curvature:
     except TypeError as error:
         listed = ", ".join(f"{p.name}={p.default!r}" for p in signature.parameters.values())
         raise UsageError(f"{name}: {error}. Its options: {listed}") from None
+    for option, choices in _choices(find(name)).items():
+        if (chosen := options.get(option)) is not None and chosen not in choices:
+            raise UsageError(f"{name}: {option} is {chosen!r}, expected one of {', '.join(choices)}")
     made = find(name)(**options)
     Damping.parse(made.damping)
     return made
+
+
+def _choices(curvature_class: type[Any]) -> dict[str, tuple[str, ...]]:
+    """The words of each option that is a `Literal` or a `Literal | None`."""
+    try:
+        hints = get_type_hints(curvature_class)
+    except NameError:  # one of somebody's own, with annotations that only a type checker can resolve
+        return {}
+    found = {option: [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal] for option, hint in hints.items()}
+    return {option: get_args(parts[0]) for option, parts in found.items() if parts}
 
 
 def table() -> list[dict[str, Any]]:
