@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.accuracy import REFERENCE, agreement, sides
-from benchmarks.accuracy import scores as method_scores
 from benchmarks.peers.task import Task, main
 from headwater.curvature.ekfac import EKFAC
 from headwater.curvature.fisher import Fisher
@@ -127,6 +125,9 @@ def ekfac_index(task: Task) -> np.ndarray:
 
 def accuracy(task: Task) -> None:
     """Agreement of `ekfac_cg` with the exact damped Gauss-Newton influence, which `python -m benchmarks.accuracy` keeps."""
+    from benchmarks.accuracy import REFERENCE, agreement, sides  # reads scipy.stats: 50 MB that no other job is to have in its peak
+    from benchmarks.accuracy import scores as method_scores
+
     with np.load(REFERENCE) as kept:
         exact_QN = kept["scores_QN"]
     index, asked = sides(exact_QN.shape[1], exact_QN.shape[0], torch.float32)

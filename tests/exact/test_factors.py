@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 
 from headwater.gradient.factors import each_dense
-from headwater.index.live import whole_rows
 from headwater.types import Factors
 
 
 def test_rows_one_by_one_are_the_rows_of_the_whole_product() -> None:
-    """Of bfloat16 factors in float32; with rows of zeros up to a multiple of 16 where they are multiplied with held queries."""
+    """Of bfloat16 factors in float32."""
     generator = torch.Generator().manual_seed(0)
     a_BTI, g_BTO = (torch.randn(5, 7, n, generator=generator, dtype=torch.float64) for n in (3, 4))
     one_by_one = torch.cat([g_bOI.clone() for g_bOI in each_dense(Factors(a_BTI, g_BTO))])
@@ -18,7 +17,3 @@ def test_rows_one_by_one_are_the_rows_of_the_whole_product() -> None:
     rough = Factors(a_BTI.bfloat16(), g_BTO.bfloat16())
     rough_BOI = torch.cat([g_bOI.clone() for g_bOI in each_dense(rough)])
     torch.testing.assert_close(rough_BOI, Factors(rough.a_BTI.float(), rough.g_BTO.float()).dense())
-    padded_RX = whole_rows(Factors(a_BTI, g_BTO), torch.float32)
-    assert padded_RX.shape == (16, 12)
-    torch.testing.assert_close(padded_RX[:5], one_by_one.flatten(1).float())
-    assert not padded_RX[5:].any()

@@ -34,14 +34,19 @@ class Side:
 
     def rotate(self, x: Tensor) -> Tensor:
         """`[..., X]` into the eigenbasis: `x Q`, in x's dtype."""
-        return x if self.vectors is None else x @ self.vectors.to(x.dtype)
+        return x if self.vectors is None else _product(x, self.vectors)
 
     def rotate_back(self, x: Tensor) -> Tensor:
-        return x if self.vectors is None else x @ self.vectors.T.to(x.dtype)
+        return x if self.vectors is None else _product(x, self.vectors.T)
 
     def cast(self, precision: Precision) -> Side:
         """Its vectors in the dtype of the products that it is to stand in, so that they are not cast anew for each."""
         return self if self.vectors is None else Side(in_precision(self.vectors, precision))
+
+
+def _product(x: Tensor, square_XX: Tensor) -> Tensor:
+    """`x M` in x's dtype, as one product of two matrices: a batch of products would copy M for each of them."""
+    return (x.reshape(-1, x.shape[-1]) @ square_XX.to(x.dtype)).view(x.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,21 +190,32 @@ def _from_factors(source: ModelSource, labels: Labels, positions: int | None, le
 
 
 def _add_positions(batch: FactorBatch, left: SecondMoments, right: SecondMoments) -> None:
-    """A block's positions are counted by block: a pooled one has one a row, one used twice has two."""
+    """A block's positions are counted by block: a pooled one has one a row, one used twice has two.
+
+    Those that do not count are zeros in what is summed: copying the others together would take longer than to multiply them.
+    """
+    used = {name: _used(one, batch.used_BT) for name, one in batch.factors.items()}
     inputs: dict[int, Tensor] = {}
-    outputs = {name: _used(one.g_BTO, one, batch.used_BT) for name, one in batch.factors.items()}
-    for one in batch.factors.values():
+    for name, one in batch.factors.items():
         if id(one.a_BTI) not in inputs:
-            inputs[id(one.a_BTI)] = _used(one.a_BTI, one, batch.used_BT)
-    counts = {name: len(d_nO) for name, d_nO in outputs.items()}
+            inputs[id(one.a_BTI)] = _counted(one.a_BTI, used[name], right.precision)
+    counts = {name: int(used_BT.sum()) for name, used_BT in used.items()}
     right.add({name: inputs[id(one.a_BTI)] for name, one in batch.factors.items()}, counts)
-    left.add(outputs, counts)
+    left.add({name: one.g_BTO.flatten(0, 1) for name, one in batch.factors.items()}, counts)
 
 
-def _used(x_BTX: Tensor, factors: Factors, used_BT: Tensor) -> Tensor:
-    """[n, X] the positions that count. A block used more than once a row, or pooled, has positions of its own: those with a gradient."""
-    used = used_BT if x_BTX.shape[:2] == used_BT.shape else (factors.g_BTO != 0).any(-1)
-    return x_BTX.reshape(-1, x_BTX.shape[-1]) if bool(used.all()) else x_BTX[used]
+def _used(factors: Factors, used_BT: Tensor) -> Tensor:
+    """[B, T] the positions that count. A block used more than once a row, or pooled, has positions of its own: those with a gradient."""
+    return used_BT if factors.g_BTO.shape[:2] == used_BT.shape else (factors.g_BTO != 0).any(-1)
+
+
+def _counted(x_BTX: Tensor, used_BT: Tensor, precision: Precision) -> Tensor:
+    """[B T, X] in the dtype of the products, zeros where a position does not count."""
+    x_nX = in_precision(x_BTX, precision).flatten(0, 1)
+    unused_n = (~used_BT).flatten().nonzero().flatten()
+    if not len(unused_n):
+        return x_nX
+    return x_nX.index_fill(0, unused_n, 0) if x_nX.dtype == x_BTX.dtype else x_nX.index_fill_(0, unused_n, 0)
 
 
 def _from_rows(source: Source, left: SecondMoments, right: SecondMoments) -> int:
@@ -221,7 +237,7 @@ def solve_in_basis(state: State, layout: Layout, b_KD: Tensor, precision: Precis
     eigenvalues, rotated, x_KD = layout.split(state["eigenvalues"]), bases(state, layout), torch.empty_like(b_KD)
     parts = layout.split(x_KD)
     for (block, b), damping in zip(zip_blocks(layout, b_KD), state["damping"].tolist(), strict=True):
-        basis, scale_OI = rotated[block.name], as_matrices(eigenvalues[block.name].unsqueeze(0), block) + damping
+        basis, scale_OI = rotated[block.name].cast(precision), as_matrices(eigenvalues[block.name].unsqueeze(0), block) + damping
         inside_KOI = basis.rotate(in_precision(as_matrices(b, block), precision))
         parts[block.name].copy_(basis.rotate_back(inside_KOI / scale_OI.to(inside_KOI.dtype)).reshape(b.shape))
     return x_KD

@@ -14,6 +14,7 @@ from torch import Tensor
 from headwater.types import Layout
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+SMALLEST = 2.0**-126  # a scale below it has lost digits
 NORM_NUMBERS = 1 << 17  # whose float64 copies are held at once when norms are taken: a megabyte stays in the cache
 
 
@@ -39,10 +40,13 @@ def encode(rows_ND: Tensor, dtype: str, layout: Layout) -> Stored:
     values_ND = torch.empty(rows_ND.shape, dtype=torch.int8)
     scales = []
     for start, stop in _spans(layout):
-        block, scale_N1 = rows_ND[:, start:stop], rows_ND[:, start:stop].abs().amax(1, keepdim=True) / 127
-        scale_N1[~torch.isfinite(scale_N1)] = torch.nan
-        levels = torch.nan_to_num(block / scale_N1, nan=0.0)  # 0/0 where the block is zero, NaN where it is not finite
-        values_ND[:, start:stop] = levels.round().clamp(-127, 127).to(torch.int8)
+        block = rows_ND[:, start:stop]
+        scale_N1 = block.abs().amax(1, keepdim=True) / 127
+        levels = block / scale_N1
+        if not bool(((scale_N1 >= SMALLEST) & (scale_N1 < torch.inf)).all()):
+            scale_N1[~torch.isfinite(scale_N1)] = torch.nan
+            levels = torch.nan_to_num(levels, nan=0.0).clamp_(-127, 127)  # 0/0 of a block of zeros, NaN of one that is not finite
+        values_ND[:, start:stop] = levels.round_()
         scales.append(scale_N1)
     return Stored(values_ND, torch.cat(scales, 1))
 

@@ -13,21 +13,17 @@ import torch
 from torch import Tensor
 
 from headwater.corpus import collate, plan_batches
-from headwater.gradient.factors import each_dense
 from headwater.gradient.live import LiveSource, give_back_memory
 from headwater.gradient.rows import row_engine
 from headwater.gradient.sketch import sides
-from headwater.index.codec import encode
 from headwater.index.examples import stored_examples
+from headwater.index.held import Held
 from headwater.index.memory import MemoryIndex
 from headwater.index.read import StoredIndex
-from headwater.index.scan import bfloat16_is_fast
 from headwater.model.session import Session
-from headwater.types import Block, Example, Factors, Index, IntegrityError, Labels, Layout, Measure, Member, MemberRole
+from headwater.types import Block, Example, Index, IntegrityError, Labels, Layout, Measure, Member, MemberRole
 
 WHOLE = "gradient_whole"
-TOGETHER = 16  # rows that are multiplied with the held queries, or a multiple of them
-HELD_BYTES = 256 << 20  # of the queries that are held while the rows go by
 
 
 def needs_model(methods: Iterable[Any]) -> bool:
@@ -102,7 +98,7 @@ class LiveIndex:
 
     def hold(self, n_queries: int) -> Held:
         """Room for so many whole gradients, in the widest dtype that keeps them small: they stay in memory while the rows go by."""
-        return Held(n_queries, self.source.layout, whole=self.source.session.dtype)
+        return Held(n_queries, self.source.layout, whole=self.source.session.dtype, device=self.source.session.device)
 
     def column(self, name: str) -> np.ndarray:
         return self.stored.column(name)
@@ -127,69 +123,16 @@ class LiveIndex:
         if self.source.keeps("true"):
             for start, rows_BD in self.source.blocks("gradient"):
                 parts = self.source.layout.split(rows_BD)
-                values_QN[:, start : start + len(rows_BD)] = sum(held.products(name, part.flatten(1)) for name, part in parts.items())
+                values_QN[:, start : start + len(rows_BD)] = torch.as_tensor(
+                    sum(held.products(name, part.flatten(1)) for name, part in parts.items())
+                ).cpu()
             return values_QN
         values_QN[:, sorted(self.source.bad)] = torch.nan
         for batch in self.source.factors("true"):
-            total_QB = torch.as_tensor(sum(held.products(name, whole_rows(one, held.multiplied)) for name, one in batch.factors.items()))
-            values_QN[:, torch.as_tensor(batch.positions)] = total_QB[:, : len(batch.positions)].float().cpu()
+            total_QB = torch.as_tensor(sum(held.factor_products(name, one) for name, one in batch.factors.items()))
+            values_QN[:, torch.as_tensor(batch.positions)] = total_QB.float().cpu()
             del batch  # or its factors would be held while the next batch is computed
         return values_QN
-
-
-class Held:
-    """Whole gradients, or solved ones, of Q queries, by block. float32 while they are small, then bfloat16, then int8 with a scale for each
-    query and block.
-
-    What is rounded is each number, at random, and a product is a sum of very many: 64 queries of 3 M numbers in int8 keep a rank
-    correlation of .998.
-    """
-
-    def __init__(self, n: int, layout: Layout, *, whole: torch.dtype) -> None:
-        self.layout = layout
-        wide = torch.promote_types(whole, torch.float32)
-        self.multiplied = (
-            torch.bfloat16 if wide == torch.float32 and n * layout.size * wide.itemsize > HELD_BYTES and bfloat16_is_fast() else wide
-        )
-        sizes = (dtype for dtype in (wide, torch.bfloat16, torch.int8) if n * layout.size * dtype.itemsize <= HELD_BYTES)
-        self.values_QD = torch.empty(n, layout.size, dtype=next(sizes, torch.int8))
-        self.scale_QL = torch.ones(n, len(layout.blocks))
-        self._spans = {block.name: (i, *layout.offsets[i : i + 2]) for i, block in enumerate(layout.blocks)}
-
-    def __len__(self) -> int:
-        return len(self.values_QD)
-
-    def put(self, start: int, x_KD: Tensor) -> None:
-        """Rows `start, start + 1, ...`."""
-        rows = slice(start, start + len(x_KD))
-        if self.values_QD.dtype != torch.int8:
-            self.values_QD[rows] = x_KD
-            return
-        for i, a, b in self._spans.values():
-            encoded = encode(x_KD[:, a:b].float(), "int8", Layout((self.layout.blocks[i],)))
-            self.values_QD[rows, a:b] = encoded.values_ND
-            self.scale_QL[rows, i] = encoded.scale_NK.squeeze(1) if encoded.scale_NK is not None else 1.0
-
-    def products(self, name: str, rows_BX: Tensor) -> Tensor:
-        """[Q, B] with one block of some rows. An int8 block is widened for as long as it is multiplied.
-
-        The few rows stand on the left: a bfloat16 product whose long side is summed over is several times as fast that way round.
-        """
-        i, a, b = self._spans[name]
-        product_QB = (rows_BX.to(self.multiplied) @ self.values_QD[:, a:b].to(self.multiplied).T).T
-        return product_QB.to(torch.promote_types(product_QB.dtype, torch.float32)) * self.scale_QL[:, i : i + 1]
-
-
-def whole_rows(factors: Factors, dtype: torch.dtype) -> Tensor:
-    """[B, O I] the rows' own matrices, with rows of zeros up to a multiple of `TOGETHER`: few shapes of products are few to compile."""
-    n, like = len(factors.g_BTO), factors.g_BTO
-    rows_BX = torch.empty(n + -n % TOGETHER, like.shape[-1] * factors.a_BTI.shape[-1], dtype=dtype, device=like.device)
-    rows_BX[n:] = 0
-    done = 0
-    for g_bOI in each_dense(factors):
-        rows_BX[done : done + len(g_bOI)] = g_bOI.flatten(1)
-        done += len(g_bOI)
-    return rows_BX
 
 
 class LiveQueries(MemoryIndex):
@@ -207,11 +150,15 @@ class LiveQueries(MemoryIndex):
         if feature != WHOLE:
             return super().take(feature, positions)
         chosen, session = [self.examples[int(i)] for i in positions], self.source.session
-        rows_KD = torch.empty(len(chosen), self.source.layout.size, dtype=session.dtype)
+        plan = plan_batches([example.n_tokens for example in chosen], token_budget=self.source.token_budget)
+        rows_KD = torch.empty(len(chosen) if len(plan) != 1 else 0, self.source.layout.size, dtype=session.dtype)
         with row_engine(session, self.source.layout) as engine:
-            for some in plan_batches([example.n_tokens for example in chosen], token_budget=self.source.token_budget):
-                batch = collate([chosen[i] for i in some], pad_id=session.pad_id)
-                rows_KD[torch.tensor(some)] = engine.rows(batch, self.measure).gradient_BD.to(rows_KD)
+            for some in map(sorted, plan):
+                found_KD = engine.rows(collate([chosen[i] for i in some], pad_id=session.pad_id), self.measure).gradient_BD
+                if len(plan) == 1:  # all of them, in their order: as they are, without a copy
+                    rows_KD = found_KD.to(rows_KD)
+                else:
+                    rows_KD[torch.tensor(some)] = found_KD.to(rows_KD)
         give_back_memory()
         return rows_KD
 

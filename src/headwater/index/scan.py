@@ -139,6 +139,12 @@ def bfloat16_is_fast() -> bool:
     return torch.backends.mkldnn.is_available() and bool(supported())
 
 
+def int8_is_fast() -> bool:
+    """Whether this processor multiplies int8 numbers and sums them in int32, and does so exactly: without VNNI sums of two may saturate."""
+    supported = getattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    return torch.backends.mkldnn.is_available() and hasattr(torch, "_int_mm") and bool(supported())
+
+
 def _scans_fast(index: Rows, feature: str) -> bool:
     first = next(iter(index.stored_blocks(feature)), None)
     return first is not None and first[1].values_ND.dtype == torch.bfloat16 and bfloat16_is_fast()

@@ -106,7 +106,8 @@ class Influence:
 
     def solve_some(self, state: State, index: Index, b_KD: Tensor) -> Solve:
         """[K, D] as it is scanned. A query of zeros, or one that is not finite, is answered without a solver: 0 and NaN."""
-        usable_K = torch.isfinite(b_KD).all(1) & (b_KD != 0).any(1)
+        least_K, most_K = torch.aminmax(b_KD, dim=1)  # both NaN where a number is
+        usable_K = torch.isfinite(least_K) & torch.isfinite(most_K) & ((least_K != 0) | (most_K != 0))
         all_usable = bool(usable_K.all())
         usable_b_KD = b_KD if all_usable else b_KD[usable_K]
         solve = self.curvature.solve(state, self.source(index), usable_b_KD)
@@ -159,7 +160,8 @@ def _cosine(x_KD: Tensor, b_KD: Tensor) -> dict[str, float]:
     """The median cosine of the solved queries to their gradients: where it is near 1, this is the gradient product under another name."""
     if not len(x_KD):
         return {}
-    cosine_K = divide(torch.linalg.vecdot(x_KD, b_KD.to(x_KD.dtype)), x_KD.norm(dim=1) * b_KD.norm(dim=1))  # a run that diverged has 0
+    products_K = torch.stack([x_D @ b_D for x_D, b_D in zip(x_KD, b_KD.to(x_KD.dtype), strict=True)])
+    cosine_K = divide(products_K, x_KD.norm(dim=1) * b_KD.norm(dim=1))  # a run that diverged has 0
     return {"cosine_to_gradient": float(cosine_K.median())}
 
 

@@ -1,0 +1,116 @@
+"""Whole gradients of queries that stay in memory while those of all rows go by.
+
+Q queries · B rows of a batch · O, I the two sides of a block · X = O I its numbers · D numbers of a whole gradient
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from headwater.gradient.factors import each_dense
+from headwater.index.codec import Stored, encode
+from headwater.index.scan import bfloat16_is_fast, int8_is_fast
+from headwater.types import Block, Factors, Layout
+
+TOGETHER = 16  # rows that are multiplied with the held queries, or a multiple of them
+HELD_BYTES = 256 << 20
+ADDED = (2**31 - 1) // 127**2  # products of two int8 numbers that an int32 surely has room for
+
+
+class Held:
+    """Whole gradients, or solved ones, of Q queries, by block. float32 while they are small, then bfloat16, then int8 with a scale for each
+    query and block.
+
+    What is rounded is each number, at random, and a product is a sum of very many: 64 queries of 3 M numbers in int8 keep a rank
+    correlation of .998. Rows are rounded as the queries are where the processor is fast at such products.
+    """
+
+    def __init__(self, n: int, layout: Layout, *, whole: torch.dtype, device: torch.device | None = None) -> None:
+        wide = torch.promote_types(whole, torch.float32)
+        sizes = (dtype for dtype in (wide, torch.bfloat16, torch.int8) if n * layout.size * dtype.itemsize <= HELD_BYTES)
+        stored = next(sizes, torch.int8)
+        self.layout = layout
+        self.values_QD = torch.empty(n, layout.size, dtype=stored, device=device)
+        self.scale_QL = torch.ones(n, len(layout.blocks), device=device)
+        self.multiplied = _multiplied(wide, stored, self.values_QD.device)
+        self._spans = {block.name: (i, *layout.offsets[i : i + 2]) for i, block in enumerate(layout.blocks)}
+
+    def __len__(self) -> int:
+        return len(self.values_QD)
+
+    def put(self, start: int, x_KD: Tensor) -> None:
+        """Rows `start, start + 1, ...`."""
+        rows = slice(start, start + len(x_KD))
+        if self.values_QD.dtype != torch.int8:
+            self.values_QD[rows] = x_KD.to(self.values_QD)
+            return
+        encoded = encode(x_KD.float(), "int8", self.layout)
+        assert encoded.scale_NK is not None
+        self.values_QD[rows], self.scale_QL[rows] = encoded.values_ND.to(self.values_QD), encoded.scale_NK.to(self.scale_QL)
+
+    def products(self, name: str, rows_BX: Tensor) -> Tensor:
+        """[Q, B] with one block of some rows."""
+        rows_BX = rows_BX.to(self.values_QD.device)
+        return self._products(name, encode(rows_BX.float(), "int8", _of(rows_BX)) if self.multiplied == torch.int8 else Stored(rows_BX))
+
+    def factor_products(self, name: str, factors: Factors) -> Tensor:
+        """The same with the rows whose factors these are."""
+        return self._products(name, whole_rows(factors, self.multiplied))[:, : len(factors.g_BTO)]
+
+    def _products(self, name: str, rows: Stored) -> Tensor:
+        i, a, b = self._spans[name]
+        multiply = int8_product if self.multiplied == torch.int8 else _wide_product
+        product_QB = multiply(rows.values_ND.to(self.multiplied), self.values_QD[:, a:b]).T * self.scale_QL[:, i : i + 1]
+        return product_QB if rows.scale_NK is None else product_QB * rows.scale_NK.T
+
+
+def _wide_product(rows_BX: Tensor, held_QX: Tensor) -> Tensor:
+    """[B, Q], float32 at least. What is held is widened for as long as it is multiplied.
+
+    The few rows stand on the left: a bfloat16 product whose long side is summed over is several times as fast that way round.
+    """
+    product_BQ = rows_BX @ held_QX.to(rows_BX.dtype).T
+    return product_BQ.to(torch.promote_types(product_BQ.dtype, torch.float32))
+
+
+def int8_product(rows_BX: Tensor, held_QX: Tensor) -> Tensor:
+    """[B, Q] float32 `rows held'` of int8 numbers: sums of `ADDED` products are exact."""
+    total_BQ = torch.zeros(len(rows_BX), len(held_QX), device=rows_BX.device)
+    for rows_BC, held_QC in zip(rows_BX.split(ADDED, 1), held_QX.split(ADDED, 1), strict=True):
+        total_BQ += torch._int_mm(rows_BC, held_QC.T)  # pyright: ignore[reportPrivateImportUsage]
+    return total_BQ
+
+
+def whole_rows(factors: Factors, dtype: torch.dtype) -> Stored:
+    """[B, O I] the rows' own matrices, with rows of zeros up to a multiple of `TOGETHER`: few shapes of products are few to compile."""
+    n, like = len(factors.g_BTO), factors.g_BTO
+    rows_BX = torch.empty(n + -n % TOGETHER, like.shape[-1] * factors.a_BTI.shape[-1], dtype=dtype, device=like.device)
+    rows_BX[n:] = 0
+    scale_B1 = torch.zeros(len(rows_BX), 1, device=like.device) if dtype == torch.int8 else None
+    done = 0
+    for g_bOI in each_dense(factors):
+        g_bX = g_bOI.flatten(1)
+        some = slice(done, done + len(g_bX))
+        if scale_B1 is None:
+            rows_BX[some] = g_bX
+        else:
+            rounded = encode(g_bX.float(), "int8", _of(g_bX))
+            assert rounded.scale_NK is not None
+            rows_BX[some], scale_B1[some] = rounded.values_ND, rounded.scale_NK
+        done = some.stop
+    return Stored(rows_BX, scale_B1)
+
+
+def _of(rows_BX: Tensor) -> Layout:
+    """One block of their width."""
+    return Layout((Block("", (rows_BX.shape[1],), (rows_BX.shape[1],)),))
+
+
+def _multiplied(wide: torch.dtype, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The narrowest dtype that loses no more than holding lost, of those that this device multiplies faster than float32."""
+    if stored == wide or wide != torch.float32:
+        return wide
+    if stored == torch.int8 and device.type == "cpu" and int8_is_fast():
+        return torch.int8
+    return torch.bfloat16 if device.type == "cuda" or bfloat16_is_fast() else wide
