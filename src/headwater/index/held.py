@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from headwater.gradient.factors import each_dense
-from headwater.index.codec import Stored, encode
+from headwater.index.codec import SMALLEST, Stored, encode
 from headwater.index.scan import bfloat16_is_fast, int8_is_fast
 from headwater.types import Block, Factors, Layout
 
@@ -95,11 +95,23 @@ def whole_rows(factors: Factors, dtype: torch.dtype) -> Stored:
         if scale_B1 is None:
             rows_BX[some] = g_bX
         else:
-            rounded = encode(g_bX.float(), "int8", _of(g_bX))
-            assert rounded.scale_NK is not None
-            rows_BX[some], scale_B1[some] = rounded.values_ND, rounded.scale_NK
+            _round_into(rows_BX[some], scale_B1[some], g_bX)
         done = some.stop
     return Stored(rows_BX, scale_B1)
+
+
+def _round_into(levels_bX: Tensor, scale_b1: Tensor, g_bX: Tensor) -> None:
+    """As `codec.encode` rounds one block. A single row, which is still in the cache, is consumed for it: a sweep less is a tenth of the time."""
+    least, most = torch.aminmax(g_bX)
+    largest = max(-float(least), float(most))
+    if len(g_bX) == 1 and SMALLEST <= largest / 127 < torch.inf:
+        scale_b1.fill_(largest / 127)
+        levels_bX.copy_(g_bX.mul_(127 / largest).round_())
+        return
+    rounded = encode(g_bX.float(), "int8", _of(g_bX))
+    assert rounded.scale_NK is not None
+    levels_bX.copy_(rounded.values_ND)
+    scale_b1.copy_(rounded.scale_NK)
 
 
 def _of(rows_BX: Tensor) -> Layout:
