@@ -101,7 +101,7 @@ def whole_rows(factors: Factors, dtype: torch.dtype) -> Stored:
 
 
 def _round_into(levels_bX: Tensor, scale_b1: Tensor, g_bX: Tensor) -> None:
-    """As `codec.encode` rounds one block. A single row, which is still in the cache, is consumed for it: a sweep less is a tenth of the time."""
+    """As `codec.encode` rounds one block. A single row, which is still in the cache, is consumed for it: fewer sweeps."""
     least, most = torch.aminmax(g_bX)
     largest = max(-float(least), float(most))
     if len(g_bX) == 1 and SMALLEST <= largest / 127 < torch.inf:
