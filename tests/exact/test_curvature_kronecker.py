@@ -348,3 +348,17 @@ def test_products_in_bfloat16_stay_near() -> None:
     expected, found = (one.solve(one.fit(source), source, b_KD).value for one in (exact, rough))
     error = float((found - expected).norm() / expected.norm())
     assert 1e-5 < error < 0.1, f"relative error {error:.1e}; below 1e-5 nothing was in bfloat16"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_padding_is_in_no_covariance(precision: kronecker.Precision) -> None:
+    """Rows of unequal length in one batch: what stands behind the shorter ones counts neither in a sum nor in its number."""
+    source = live(make_session("llama"), include=MATRICES, lengths=(20, 19, 20))
+    assert [bool(batch.used_BT.all()) for batch in source.factors("true")] == [False]
+    state = kronecker.fit_bases(source, "true", precision)
+    leaders = [source.layout.blocks[i].name for i in state["right_leader"].tolist()]
+    close = {"rtol": 1e-9, "atol": 1e-12} if precision == "float32" else {"rtol": 0.02, "atol": 1e-3}
+    for i, (name, (a_II, s_OO, n_positions)) in enumerate(covariances(source, "true").items()):
+        assert float(state["positions"][i]) == pytest.approx(n_positions)
+        for found_X, wanted_XX in ((state[f"right_values/{leaders[i]}"], a_II), (state[f"left_values/{name}"], s_OO)):
+            torch.testing.assert_close(found_X.double().sum(), wanted_XX.diagonal().sum(), **close)

@@ -91,3 +91,17 @@ def test_a_bad_row_scores_nan_and_changes_no_other(keep: tuple[Labels, ...]) -> 
     x_QD = method.curvature.solve(method.curvature.fit(sound), sound, whole_QD).value
     expected = x_QD @ gathered(sound, "true").T / -3
     torch.testing.assert_close(scores[:, [0, 2]].double(), expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("token_budget", [8, 1024], ids=["one by one", "together"])
+def test_queries_are_taken_in_the_order_asked_for(token_budget: int) -> None:
+    """Batches put long rows first: what comes out of them is put back."""
+    session = make_session("llama")
+    source = live(session, include=("*k_proj*",), token_budget=token_budget)
+    batch, measure = make_batch(session, seed=5, lengths=(19, 20, 19)), measures.get("response_log_probability")
+    with row_engine(session, source.layout) as engine:
+        whole_QD = engine.rows(batch, measure).gradient_BD
+    empty = MemoryIndex([f"q{i}" for i in range(3)], source.layout, "measure", {})
+    queries = LiveQueries(empty, source, examples_of(batch), measure)
+    for asked in ([0, 1, 2], [2, 0], [1]):
+        torch.testing.assert_close(queries.take("gradient_whole", asked), whole_QD[asked])

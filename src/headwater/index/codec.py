@@ -14,7 +14,7 @@ from torch import Tensor
 from headwater.types import Layout
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
-SMALLEST = 2.0**-126  # a scale below it has lost digits
+SMALLEST = 2.0**-126  # a float32 below it has lost digits, and the processor may read and write zero for it
 NORM_NUMBERS = 1 << 17  # whose float64 copies are held at once when norms are taken: a megabyte stays in the cache
 
 

@@ -14,7 +14,7 @@ from headwater.index.scan import bfloat16_is_fast, int8_is_fast
 from headwater.types import Block, Factors, Layout
 
 TOGETHER = 16  # rows that are multiplied with the held queries, or a multiple of them
-HELD_BYTES = 256 << 20
+HELD_BYTES = 256 << 20  # of the queries, in the widest dtype that keeps to it
 ADDED = (2**31 - 1) // 127**2  # products of two int8 numbers that an int32 surely has room for
 
 

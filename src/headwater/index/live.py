@@ -151,14 +151,18 @@ class LiveQueries(MemoryIndex):
             return super().take(feature, positions)
         chosen, session = [self.examples[int(i)] for i in positions], self.source.session
         plan = plan_batches([example.n_tokens for example in chosen], token_budget=self.source.token_budget)
-        rows_KD = torch.empty(len(chosen) if len(plan) != 1 else 0, self.source.layout.size, dtype=session.dtype)
         with row_engine(session, self.source.layout) as engine:
-            for some in map(sorted, plan):
-                found_KD = engine.rows(collate([chosen[i] for i in some], pad_id=session.pad_id), self.measure).gradient_BD
-                if len(plan) == 1:  # all of them, in their order: as they are, without a copy
-                    rows_KD = found_KD.to(rows_KD)
-                else:
-                    rows_KD[torch.tensor(some)] = found_KD.to(rows_KD)
+
+            def rows(some: Sequence[int]) -> Tensor:
+                batch = collate([chosen[i] for i in some], pad_id=session.pad_id)
+                return engine.rows(batch, self.measure).gradient_BD.to("cpu", session.dtype)
+
+            if len(plan) == 1:  # all of them, in their order: nothing to copy
+                rows_KD = rows(range(len(chosen)))
+            else:
+                rows_KD = torch.empty(len(chosen), self.source.layout.size, dtype=session.dtype)
+                for some in plan:
+                    rows_KD[torch.tensor(some)] = rows(some)
         give_back_memory()
         return rows_KD
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headwater.index.codec import Stored, decode
+from headwater.index.codec import SMALLEST, Stored, decode
 from headwater.types import DataError, Layout, UsageError
 
 RESCORED = 100  # rows at either end of each query whose products are exact in `products`
@@ -25,7 +25,6 @@ QUERY_GROUP = 64  # always this many columns, padded with zeros: a query's numbe
 EXACT_ROWS = 256  # rows held in float64 at once
 
 UNIT_F32, UNIT_BF16 = 2.0**-24, 2.0**-8  # half the distance between neighbouring numbers, relative
-SMALLEST = 2.0**-126  # below this the processor may read and write zeros
 
 
 class Rows(Protocol):

@@ -160,8 +160,7 @@ def _cosine(x_KD: Tensor, b_KD: Tensor) -> dict[str, float]:
     """The median cosine of the solved queries to their gradients: where it is near 1, this is the gradient product under another name."""
     if not len(x_KD):
         return {}
-    products_K = torch.stack([x_D @ b_D for x_D, b_D in zip(x_KD, b_KD.to(x_KD.dtype), strict=True)])
-    cosine_K = divide(products_K, x_KD.norm(dim=1) * b_KD.norm(dim=1))  # a run that diverged has 0
+    cosine_K = divide(torch.einsum("kd,kd->k", x_KD, b_KD.to(x_KD.dtype)), x_KD.norm(dim=1) * b_KD.norm(dim=1))  # a run that diverged has 0
     return {"cosine_to_gradient": float(cosine_K.median())}
 
 
