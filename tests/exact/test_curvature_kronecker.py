@@ -357,8 +357,8 @@ def test_padding_is_in_no_covariance(precision: kronecker.Precision) -> None:
     assert [bool(batch.used_BT.all()) for batch in source.factors("true")] == [False]
     state = kronecker.fit_bases(source, "true", precision)
     leaders = [source.layout.blocks[i].name for i in state["right_leader"].tolist()]
-    close = {"rtol": 1e-9, "atol": 1e-12} if precision == "float32" else {"rtol": 0.02, "atol": 1e-3}
+    rtol, atol = (1e-9, 1e-12) if precision == "float32" else (0.02, 1e-3)
     for i, (name, (a_II, s_OO, n_positions)) in enumerate(covariances(source, "true").items()):
         assert float(state["positions"][i]) == pytest.approx(n_positions)
         for found_X, wanted_XX in ((state[f"right_values/{leaders[i]}"], a_II), (state[f"left_values/{name}"], s_OO)):
-            torch.testing.assert_close(found_X.double().sum(), wanted_XX.diagonal().sum(), **close)
+            torch.testing.assert_close(found_X.double().sum(), wanted_XX.diagonal().sum(), rtol=rtol, atol=atol)
