@@ -12,6 +12,8 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -157,7 +159,7 @@ class Block:
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.stored))
+        return math.prod(self.stored)
 
     @property
     def sketched(self) -> bool:
@@ -174,12 +176,12 @@ class Layout:
     @property
     def size(self) -> int:
         """D, the numbers in a row."""
-        return sum(block.size for block in self.blocks)
+        return self.offsets[-1]
 
-    @property
+    @cached_property
     def offsets(self) -> tuple[int, ...]:
         """Where each block starts in a row; one more entry than blocks, the last is D."""
-        return tuple(int(o) for o in np.cumsum([0, *(block.size for block in self.blocks)]))
+        return tuple(accumulate((block.size for block in self.blocks), initial=0))
 
     def split(self, rows_ND: Tensor) -> dict[str, Tensor]:
         """[N, D] -> {block name: [N, *stored]}. Views, no copy."""

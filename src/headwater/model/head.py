@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-CHUNK_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}  # a chunk of logits stays in a core's second-level cache
-MIN_CHUNK = 64  # fewer positions make the product with the vocabulary too thin to run fast
+CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}  # of logits, what the caches hold
+MIN_CHUNK = 256  # fewer positions, and the product with the vocabulary waits for its weights: a third slower at 64
 
 
 class HeadTap(Protocol):
