@@ -74,7 +74,9 @@ class StoreOptions(_Options):
 
 
 class EngineOptions(_Options):
-    token_budget: int = Field(default=1024, ge=1, description="tokens of a batch, padding included")
+    token_budget: int = Field(
+        default=1024, ge=1, description="tokens in flight, padding included; on a processor in batches of at most 512, side by side"
+    )
 
 
 class TransformOptions(_Options):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ import torch
 from torch import Tensor
 
 from headwater.atomic import remove_left_overs, write_atomically, write_json
-from headwater.corpus import Corpus, collate, count_copies, load_corpus, number_copies, plan_batches
+from headwater.corpus import Corpus, collate, count_copies, load_corpus, number_copies
 from headwater.gradient.check import CaptureCheck, checked_layout
 from headwater.gradient.extra import describe_features
 from headwater.gradient.rows import RowEngine, row_engine
 from headwater.gradient.scope import Scope, find_scope, make_layout
 from headwater.gradient.sketch import SketchSpec
+from headwater.gradient.team import plan_work, row_engines
 from headwater.gradient.transform import AdamUpdate, SecondMoment, Transform
 from headwater.index.files import read_parts, table_path
 from headwater.index.read import StoredIndex
@@ -173,21 +175,24 @@ def fill(
     token_budget: int,
     transform: Transform | None = None,
 ) -> None:
-    """Compute and write every shard of the part that is not committed yet: one is written while the next is computed."""
+    """Compute and write every shard of the part that is not committed yet: one is written while the next is computed.
+
+    On a processor as many batches are computed side by side as there are threads and `token_budget` has room for.
+    """
     missing = part.missing()
     if not missing:
         return
     chosen = [[examples[row - part.rows.start] for row in rows] for rows in missing]
-    plans = [plan_batches([example.n_tokens for example in shard], token_budget=token_budget) for shard in chosen]
-    with row_engine(session, layout, transform=transform, extra=writer.spec.extra) as engine, ThreadPoolExecutor(1) as writing:
+    plans = [plan_work(session, [example.n_tokens for example in shard], token_budget) for shard in chosen]
+    lengths = [example.n_tokens for shard in chosen for example in shard]
+    options = {"transform": transform, "extra": writer.spec.extra}
+    with row_engines(session, layout, lengths, token_budget, **options) as engines, ThreadPoolExecutor(1) as writing:
 
         def work() -> Iterator[None]:
             written: Future[None] | None = None
             for rows, shard, plan in zip(missing, chosen, plans, strict=True):
                 data = _Filling(shard, writer.spec, loss_of(transform))
-                for positions in plan:
-                    data.put(positions, engine, session.pad_id)
-                    yield
+                yield from engines.each(plan, partial(data.put, session.pad_id))
                 shard_data = writer.prepare(rows, data.shard())  # computed here: two teams of threads would wait for each other
                 if written is not None:
                     written.result()  # one shard waits at most, and what went wrong in it is raised here
@@ -211,7 +216,7 @@ class _Filling:
         self.extra = {name: torch.empty(n, int(about["width"])) for name, about in spec.extra.items()}
         self.loss_N = np.empty(n)
 
-    def put(self, positions: Sequence[int], engine: RowEngine, pad_id: int) -> None:
+    def put(self, pad_id: int, engine: RowEngine, positions: Sequence[int]) -> None:
         rows = engine.rows(collate([self.examples[i] for i in positions], pad_id=pad_id), self.loss)
         where = torch.tensor(positions)
         self.gradient_ND[where] = rows.gradient_BD.float().cpu()

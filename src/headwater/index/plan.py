@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from headwater.corpus import collate, plan_batches
+from headwater.corpus import collate
 from headwater.gradient.extra import describe_features
-from headwater.gradient.rows import row_engine
+from headwater.gradient.rows import RowEngine
+from headwater.gradient.team import plan_work, row_engines
 from headwater.index.build import open_corpus, open_session, settle
 from headwater.index.members import plan_members
 from headwater.model import measures
@@ -72,7 +73,7 @@ def plan_index(recipe: IndexRecipe, *, session: Session | None = None, data: Any
     spread = np.argsort(lengths, kind="stable")[np.linspace(0, len(lengths) - 1, min(PILOT_ROWS, len(lengths))).astype(int)]
     pilot = [corpus.examples[i] for i in spread]
     seconds = _pilot_seconds(session, plan.layout, pilot, recipe.engine.token_budget)
-    batches = plan_batches(lengths, token_budget=recipe.engine.token_budget)
+    batches = plan_work(session, lengths.tolist(), recipe.engine.token_budget)
     padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
     extra = describe_features(session, rept_layer=recipe.store.rept_layer)
     n_hidden = 2 * session.hidden_size + sum(int(about["width"]) for about in extra.values())
@@ -98,12 +99,17 @@ def plan_index(recipe: IndexRecipe, *, session: Session | None = None, data: Any
 
 
 def _pilot_seconds(session: Session, layout: Layout, pilot: list[Any], token_budget: int) -> float:
-    batches = plan_batches([example.n_tokens for example in pilot], token_budget=token_budget)
-    with row_engine(session, layout) as engine:
+    lengths = [example.n_tokens for example in pilot]
+    batches = plan_work(session, lengths, token_budget)
+
+    def run(engine: RowEngine, batch: list[int]) -> None:
+        engine.rows(collate([pilot[i] for i in batch], pad_id=session.pad_id), measures.LOSS)
+
+    with row_engines(session, layout, lengths, token_budget) as engines:
         for timed in (False, True):  # the first round warms up
             start = time.perf_counter()
-            for batch in batches if timed else batches[-1:]:
-                engine.rows(collate([pilot[i] for i in batch], pad_id=session.pad_id), measures.LOSS)
+            for _ in engines.each(batches if timed else batches[-2:], run):
+                pass
             if session.device.type == "cuda":
                 torch.cuda.synchronize()
     return time.perf_counter() - start

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from headwater.atomic import read_json
-from headwater.corpus import collate, plan_batches
-from headwater.gradient.rows import row_engine
+from headwater.corpus import collate
+from headwater.gradient.rows import RowEngine, row_engine
+from headwater.gradient.team import plan_work, row_engines
 from headwater.gradient.transform import Transform
 from headwater.index.build import example_columns, open_session, open_transform
 from headwater.index.memory import MemoryIndex
@@ -45,15 +46,20 @@ def query_index(
     features = {"gradient": torch.empty(len(queries), layout.size)}
     features |= {name: torch.empty(len(queries), session.hidden_size) for name in ("representation", "representation_response")}
     features |= {name: torch.empty(len(queries), int(about["width"])) for name, about in (extra or {}).items()}
-    with row_engine(session, layout, transform=transform, extra=extra) as engine:
-        for positions in plan_batches([query.n_tokens for query in queries], token_budget=token_budget):
-            rows = engine.rows(collate([queries[i] for i in positions], pad_id=session.pad_id), measure)
-            where = torch.tensor(positions)
-            value_Q[where] = rows.value_B.double().cpu()
-            further = [feature.of_query(rows.extra[feature.name]) for feature in engine.features]
-            found = (rows.gradient_BD, rows.representation_BH, rows.representation_response_BH, *further)
-            for name, values in zip(features, found, strict=True):
-                features[name][where] = values.float().cpu()
+
+    def put(engine: RowEngine, positions: Sequence[int]) -> None:
+        rows = engine.rows(collate([queries[i] for i in positions], pad_id=session.pad_id), measure)
+        where = torch.tensor(positions)
+        value_Q[where] = rows.value_B.double().cpu()
+        further = [feature.of_query(rows.extra[feature.name]) for feature in engine.features]
+        found = (rows.gradient_BD, rows.representation_BH, rows.representation_response_BH, *further)
+        for name, values in zip(features, found, strict=True):
+            features[name][where] = values.float().cpu()
+
+    lengths = [query.n_tokens for query in queries]
+    with row_engines(session, layout, lengths, token_budget, transform=transform, extra=extra) as engines:
+        for _ in engines.each(plan_work(session, lengths, token_budget), put):
+            pass
     _check_finite(queries, value_Q, features["gradient"])
     measured = {"measure": value_Q.numpy(), "measure_name": [measure.name] * len(queries)}
     columns = {**example_columns(queries), **measured, "bad": [False] * len(queries)}

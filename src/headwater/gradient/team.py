@@ -1,0 +1,92 @@
+"""Batches side by side on a processor: workers with modules of their own over the same parameters, each with its share of the threads.
+
+Dividing one batch over threads costs something in every operation, and the small ones hardly gain by it; whole batches divide freely.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from headwater.corpus import plan_batches
+from headwater.gradient.rows import RowEngine, row_engine
+from headwater.model.session import Session
+from headwater.types import Layout
+
+WORKER_TOKENS = 512  # of a worker's batch: fewer, and the products are too thin to run fast
+
+J = TypeVar("J")
+W = TypeVar("W")
+
+
+@dataclass(frozen=True)
+class Team(Generic[W]):
+    """Workers: engines, or whatever else each of them needs one of."""
+
+    workers: Sequence[W]
+
+    def each(self, jobs: Iterable[J], work: Callable[[W, J], None]) -> Iterator[None]:
+        """`work(worker, job)` of every job, begun in their order; yields as each one ends.
+
+        What a job raises is raised here, and then, or where the iterator is closed, no further one begins.
+        """
+        if len(self.workers) == 1:
+            yield from (work(self.workers[0], job) for job in jobs)
+            return
+        free: SimpleQueue[W] = SimpleQueue()
+        for worker in self.workers:
+            free.put(worker)
+
+        def one(job: J) -> None:
+            worker = free.get()
+            try:
+                work(worker, job)
+            finally:
+                free.put(worker)
+
+        n_threads = torch.get_num_threads()
+        pool = ThreadPoolExecutor(len(self.workers), initializer=torch.set_num_threads, initargs=(n_threads // len(self.workers),))
+        try:
+            for done in as_completed([pool.submit(one, job) for job in jobs]):
+                yield done.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(n_threads)  # a worker's share may have become the process's, depending on the library below
+
+
+def plan_work(session: Session, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Batches of rows of these lengths: of `token_budget` on an accelerator, of at most `WORKER_TOKENS` on a processor."""
+    return plan_batches(lengths, token_budget=min(token_budget, WORKER_TOKENS) if session.device.type == "cpu" else token_budget)
+
+
+def worker_sessions(session: Session, lengths: Sequence[int], token_budget: int) -> list[Session]:
+    """The session and its replicas: as many as have threads and work, with no more than `token_budget` tokens in all their batches."""
+    if session.device.type != "cpu":
+        return [session]
+    in_flight = token_budget // max(WORKER_TOKENS, max(lengths, default=0))
+    n = min(torch.get_num_threads(), in_flight, sum(lengths) // WORKER_TOKENS)
+    try:
+        return [session, *(replica(session) for _ in range(n - 1))]
+    except (TypeError, RuntimeError, NotImplementedError, AttributeError):  # a model that holds what python cannot copy
+        return [session]
+
+
+def replica(session: Session) -> Session:
+    """The same parameters and buffers under modules of their own, which can be hooked and run beside the session's."""
+    kept: dict[int, Any] = {id(tensor): tensor for tensor in [*session.model.parameters(), *session.model.buffers()]}
+    return replace(session, model=copy.deepcopy(session.model, kept))
+
+
+@contextmanager
+def row_engines(session: Session, layout: Layout, lengths: Sequence[int], token_budget: int, **options: Any) -> Iterator[Team[RowEngine]]:
+    """A `row_engine` for each worker, with the options of that function."""
+    with ExitStack() as stack:
+        sessions = worker_sessions(session, lengths, token_budget)
+        yield Team([stack.enter_context(row_engine(one, layout, **options)) for one in sessions])
