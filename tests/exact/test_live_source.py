@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
 
+from headwater.gradient import live, team
 from headwater.gradient.gauss_newton import gauss_newton_product
 from headwater.gradient.live import LiveSource
 from headwater.gradient.scope import find_scope, make_layout
@@ -80,15 +82,51 @@ def test_rows_of_sampled_labels_are_those_of_the_labels_drawn(architecture: str)
 
 def test_kept_rows_come_from_one_pass_and_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     keeping, plain = source_of(make_session("llama"), keep=("true", "sampled"))[0], source_of(make_session("llama"))[0]
-    passes: list[Sequence[str]] = []
-    run = LiveSource._passes
-    monkeypatch.setattr(LiveSource, "_passes", lambda self, kinds, **options: (passes.append(kinds), run(self, kinds, **options))[1])
+    seen: Counter[tuple[str, ...]] = Counter()
+    run = live._Pass.batches
+
+    def counted(self: live._Pass, positions: Sequence[int], kinds: Callable[[int], Sequence[Labels]]) -> object:
+        seen[tuple(kinds(positions[0]))] += len(positions)
+        return run(self, positions, kinds)
+
+    monkeypatch.setattr(live._Pass, "batches", counted)
     sampled = gathered(keeping, "sampled")
     assert_rows_equal(gathered(keeping, "true"), gathered(plain, "true"))
     assert_rows_equal(sampled, gathered(plain, "sampled"))
-    assert passes[:1] == [["true", "sampled"]], "one pass served both"
-    assert len(passes) == 3, "the two others are the plain source's"
+    assert seen.pop(("true", "sampled")) == len(keeping), "one pass served both"
+    assert seen == {("true",): len(plain), ("sampled",): len(plain)}, "the two others are the plain source's"
     assert not source_of(make_session("llama"), keep=("true",), keep_bytes=8)[0].keeps("true")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mixtral", "llama_lora", "bert"])
+def test_workers_side_by_side_give_what_one_pass_gives_and_the_same_each_time(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = make_session(architecture)
+    batch = make_batch(session, lengths=(9, 5, 7, 9, 6, 8, 4))
+    plain = LiveSource(session, examples_of(batch), whole_layout(session), token_budget=27)
+    expected = gathered(plain, "true")
+    monkeypatch.setattr(team, "WORKER_TOKENS", 9)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+
+        def begin() -> dict[int, torch.Tensor]:
+            return {}
+
+        def term(so_far: dict[int, torch.Tensor], found: live.FactorBatch) -> None:
+            rows_BD = live.dense_rows(plain.layout, found.factors, len(found.positions))
+            so_far.update(zip(found.positions, rows_BD, strict=True))
+
+        first, again = (plain.over_factors("true", begin, term) for _ in range(2))
+        keeping = LiveSource(session, examples_of(batch), whole_layout(session), token_budget=27, keep=("true",))
+        kept = gathered(keeping, "true")
+    finally:
+        torch.set_num_threads(threads)
+    assert len(first) == 3
+    assert [list(one) for one in first] == [list(one) for one in again], "the same rows, in the same order, by the same worker"
+    assert sorted(i for one in first for i in one) == list(range(len(batch)))
+    merged = {i: row for one in first for i, row in one.items()}
+    assert_rows_equal(torch.stack([merged[i] for i in range(len(batch))]), expected)
+    assert_rows_equal(kept, expected)
 
 
 def test_a_basis_looks_at_as_many_positions_as_it_asks_for() -> None:

@@ -13,17 +13,19 @@ from headwater.curvature.kronecker import (
     LARGEST_SIDE,
     Basis,
     Precision,
+    SumsOfSquares,
     as_matrices,
     bases,
     enough_positions,
     fit_bases,
+    mean_of,
     mean_squares,
     precision_over,
     rotated_positions,
     solve_in_basis,
     zip_blocks,
 )
-from headwater.curvature.operators import check_width, finite, finite_blocks
+from headwater.curvature.operators import check_width, finite, finite_blocks, over_factors
 from headwater.gradient.factors import each_dense
 from headwater.types import FactorBatch, Factors, Labels, Layout, ModelSource, Solve, Source, State
 
@@ -92,7 +94,11 @@ def corrected_eigenvalues(state: State, source: Source, labels: Labels, precisio
     layout, rotated = source.layout, bases(state, source.layout)
     if isinstance(source, ModelSource) and not _keeps(source, labels):
         rotated = {name: basis.cast(precision) for name, basis in rotated.items()}
-        return mean_squares(layout, _rotated_batches(source, labels, rotated, precision))
+
+        def term(so_far: SumsOfSquares, batch: FactorBatch) -> None:
+            so_far.add(len(batch.positions), _rotated_factors(batch, rotated, precision))
+
+        return mean_of(over_factors(source, labels, lambda: SumsOfSquares(layout), term))
     rows = (finite(rows_BD) for _, rows_BD in source.rows(labels)) if isinstance(source, ModelSource) else finite_blocks(source)
     return mean_squares(layout, ((len(rows_BD), _rotated_rows(rows_BD, layout, rotated)) for rows_BD in rows))
 
@@ -100,16 +106,6 @@ def corrected_eigenvalues(state: State, source: Source, labels: Labels, precisio
 def _keeps(source: ModelSource, labels: Labels) -> bool:
     keeps = getattr(source, "keeps", None)
     return bool(keeps and keeps(labels))
-
-
-def _rotated_batches(
-    source: ModelSource, labels: Labels, rotated: Mapping[str, Basis], precision: Precision
-) -> Iterator[tuple[int, Iterator[tuple[str, Tensor]]]]:
-    for batch in source.factors(labels):
-        some = len(batch.positions), _rotated_factors(batch, rotated, precision)
-        del batch  # or its factors would be held while the next batch is computed
-        yield some
-        del some
 
 
 def _rotated_factors(batch: FactorBatch, rotated: Mapping[str, Basis], precision: Precision) -> Iterator[tuple[str, Tensor]]:

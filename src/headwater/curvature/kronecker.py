@@ -9,14 +9,14 @@ Letters: B rows · T positions · O, I the two sides of a block · D numbers of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from headwater.curvature.operators import finite_blocks
+from headwater.curvature.operators import finite_blocks, over_factors
 from headwater.index.scan import bfloat16_is_fast
 from headwater.types import Block, FactorBatch, Factors, Labels, Layout, ModelSource, Source, State
 
@@ -90,6 +90,16 @@ class SecondMoments:
                 self.sums[name], self.counts[name] = x_nX.new_zeros(shape, dtype=dtype), 0.0
             accumulate(self.sums[name], in_precision(x_nX, self.precision))
             self.counts[name] += counts[name]
+
+    def merge(self, other: SecondMoments) -> None:
+        """Add what another worker has summed."""
+        for name, total in other.sums.items():
+            if name in self.sums:
+                self.sums[name] += total
+            else:
+                self.sums[name] = total
+            self.counts[name] = self.counts.get(name, 0.0) + other.counts[name]
+        self.leader |= other.leader
 
     def eigen(self, name: str) -> tuple[Tensor, Tensor | None]:
         """(eigenvalues, eigenvectors as columns) of the mean; a side that was too long has its diagonal, and no vectors."""
@@ -181,11 +191,19 @@ def enough_positions(layout: Layout) -> int:
 
 def _from_factors(source: ModelSource, labels: Labels, positions: int | None, left: SecondMoments, right: SecondMoments) -> int:
     """Rows that were averaged over."""
+
+    def begin() -> tuple[SecondMoments, SecondMoments, list[int]]:
+        return SecondMoments(left.precision), SecondMoments(right.precision), []
+
+    def term(so_far: tuple[SecondMoments, SecondMoments, list[int]], batch: FactorBatch) -> None:
+        _add_positions(batch, so_far[0], so_far[1])
+        so_far[2].append(len(batch.positions))
+
     n_rows = 0
-    for batch in source.factors(labels, positions=positions):
-        _add_positions(batch, left, right)
-        n_rows += len(batch.positions)
-        del batch  # or its factors would be held while the next batch is computed
+    for some_left, some_right, sizes in over_factors(source, labels, begin, term, positions=positions):
+        left.merge(some_left)
+        right.merge(some_right)
+        n_rows += sum(sizes)
     return n_rows
 
 
@@ -253,25 +271,44 @@ def as_matrices(part: Tensor, block: Block) -> Tensor:
     return part if len(block.stored) == 2 else part.unsqueeze(-1)
 
 
-def mean_squares(layout: Layout, batches: Iterable[tuple[int, Iterable[tuple[str, Tensor]]]]) -> Tensor:
-    """[D] the mean over rows of the squares of their matrices. They come batch by batch: (rows, (block, [b, O, I]) of some or all of them).
+class SumsOfSquares:
+    """Over rows, of the squares of their matrices, in the layout's order."""
 
-    The matrices are consumed.
-    """
-    total_D, n_rows = None, 0
-    parts: Mapping[str, Tensor] = {}
-    for size, batch in batches:
-        for name, g_bOI in batch:
-            if total_D is None:
-                total_D = torch.zeros(layout.size, dtype=torch.promote_types(g_bOI.dtype, torch.float32), device=g_bOI.device)
-                parts = layout.split(total_D)
+    def __init__(self, layout: Layout) -> None:
+        self.layout, self.n_rows = layout, 0
+        self.total_D: Tensor | None = None
+        self._parts: Mapping[str, Tensor] = {}
+
+    def add(self, n_rows: int, matrices: Iterable[tuple[str, Tensor]]) -> None:
+        """(block, [b, O, I]) of some or all of so many rows. The matrices are consumed."""
+        for name, g_bOI in matrices:
+            if self.total_D is None:
+                dtype = torch.promote_types(g_bOI.dtype, torch.float32)
+                self.total_D = torch.zeros(self.layout.size, dtype=dtype, device=g_bOI.device)
+                self._parts = self.layout.split(self.total_D)
+            part = self._parts[name]
             if len(g_bOI) == 1:
-                row = g_bOI.reshape(parts[name].shape)
-                parts[name].addcmul_(row, row)
+                row = g_bOI.reshape(part.shape)
+                part.addcmul_(row, row)
                 del row
             else:
-                parts[name].add_(g_bOI.square_().sum(0, dtype=total_D.dtype).reshape(parts[name].shape))
+                part.add_(g_bOI.square_().sum(0, dtype=part.dtype).reshape(part.shape))
             del g_bOI
-        n_rows += size
-    assert total_D is not None, "no rows to take the mean over"
-    return total_D / max(n_rows, 1)
+        self.n_rows += n_rows
+
+
+def mean_squares(layout: Layout, batches: Iterable[tuple[int, Iterable[tuple[str, Tensor]]]]) -> Tensor:
+    """[D] the mean over rows of the squares of their matrices, which come batch by batch: what `SumsOfSquares.add` takes."""
+    sums = SumsOfSquares(layout)
+    for n_rows, matrices in batches:
+        sums.add(n_rows, matrices)
+    return mean_of([sums])
+
+
+def mean_of(sums: Sequence[SumsOfSquares]) -> Tensor:
+    """[D]"""
+    totals = [some.total_D for some in sums if some.total_D is not None]
+    assert totals, "no rows to take the mean over"
+    for other in totals[1:]:
+        totals[0] += other
+    return totals[0] / max(sum(some.n_rows for some in sums), 1)

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from headwater.curvature.damping import Damping
-from headwater.types import Layout, LayoutMismatch, ModelSource, Source, State, UsageError
+from headwater.types import FactorBatch, Labels, Layout, LayoutMismatch, ModelSource, Source, State, UsageError
 
+A = TypeVar("A")
 Operator = Callable[[Tensor], Tensor]  # [K, D] -> [K, D]
 
 ROWS = 128  # rows that are cast and multiplied together: they stay in the cache
@@ -34,6 +35,20 @@ def finite(rows_ND: Tensor) -> Tensor:
     if bool(torch.isfinite(rows_ND.sum(1)).all()):
         return rows_ND
     return rows_ND[torch.isfinite(rows_ND).all(1)]
+
+
+def over_factors(
+    source: ModelSource, labels: Labels, begin: Callable[[], A], term: Callable[[A, FactorBatch], None], *, positions: int | None = None
+) -> list[A]:
+    """`term(so_far, batch)` of every batch of factors, into one `so_far` or, where a source works on several side by side, as many."""
+    side_by_side = getattr(source, "over_factors", None)
+    if side_by_side is not None:
+        return side_by_side(labels, begin, term, positions=positions)
+    so_far = begin()
+    for batch in source.factors(labels, positions=positions):
+        term(so_far, batch)
+        del batch  # or its factors would be held while the next batch is computed
+    return [so_far]
 
 
 def reference_rows(source: Source) -> Iterator[Tensor]:

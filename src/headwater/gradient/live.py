@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from math import ceil
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,12 +21,14 @@ from headwater.gradient.capture import capturing
 from headwater.gradient.factors import FactorSink, dense_rows
 from headwater.gradient.gauss_newton import gauss_newton_product, linearised
 from headwater.gradient.rows import head_parameter
+from headwater.gradient.team import Team, plan_work, worker_sessions
 from headwater.model.sampling import loss_starts
 from headwater.model.session import Session
 from headwater.progress import track
 from headwater.types import Batch, Example, FactorBatch, Labels, Layout
 
 GIVE_BACK_EVERY = 8  # batches: after each one it costs a fifth of the pass, after every eighth 3 %
+A = TypeVar("A")
 KEEP_BYTES = 1 << 30  # rows are kept in memory, and served again without a pass, where all of them take no more
 
 
@@ -67,26 +71,50 @@ class LiveSource:
         return labels in self._keep
 
     def factors(self, labels: Labels, *, positions: int | None = None) -> Iterator[FactorBatch]:
-        missing: list[Labels] = [kind for kind in self._keep if kind not in self._kept]
-        kinds: Sequence[Labels] = [*missing, *([] if labels in missing else [labels])]
-        filling = {kind: torch.full((len(self), self.layout.size), torch.nan, dtype=self.session.dtype) for kind in missing}
-        given = self._spread(positions)
-        for some, kind, batch in self._passes(kinds, sparse=set(kinds) - set(missing), given=given):
-            if kind in filling:
-                filling[kind][torch.as_tensor(some)] = dense_rows(self.layout, batch.factors, len(some)).cpu()
-            if kind == labels and some[0] in given:
+        plan = self._plan(self._good)
+        asked = self._asked(labels, positions, plan)
+        for some, kind, batch in self._passes(plan, asked.kinds):
+            if asked.take(some, kind, batch):
                 yield batch
             del batch  # or its factors would be held while the next batch is computed
-        self._kept |= filling
+        self._kept |= asked.filling
+
+    def over_factors(
+        self, labels: Labels, begin: Callable[[], A], term: Callable[[A, FactorBatch], None], *, positions: int | None = None
+    ) -> list[A]:
+        """`term(so_far, batch)` of every batch that `factors` would give, or a smaller one.
+
+        Batches are worked on side by side where that is fast, each worker with a `so_far` of its own. All of them come back, always in the
+        same order and with the same batches in them.
+        """
+        lengths = [self.examples[i].n_tokens for i in self._good]
+        plan = plan_work(self.session, lengths, self.token_budget)
+        asked = self._asked(labels, positions, plan)
+
+        def work(worker: tuple[_Pass, A], some: Sequence[int]) -> None:
+            run, so_far = worker
+            for chosen, kind, batch in run.batches([self._good[i] for i in some], asked.kinds):
+                if asked.take(chosen, kind, batch):
+                    term(so_far, batch)
+                del batch
+
+        with ExitStack() as stack:
+            sessions = worker_sessions(self.session, lengths, self.token_budget)
+            team = Team([(stack.enter_context(_factor_pass(self, session)), begin()) for session in sessions])
+            for done, _ in enumerate(track(team.each(plan, work), total=len(plan), description=_described(len(lengths)))):
+                if done % GIVE_BACK_EVERY == 0:
+                    give_back_memory()
+        give_back_memory()
+        self._kept |= asked.filling
+        return [so_far for _, so_far in team.workers]
 
     def rows(self, labels: Labels) -> Iterator[tuple[Sequence[int], Tensor]]:
         if self.keeps(labels) and labels not in self._kept:
-            for _ in self.factors(labels):
-                pass
+            self._keep_rows(labels)
         if labels in self._kept:
             yield from self._kept_blocks(labels)
             return
-        for positions, _, batch in self._passes([labels]):
+        for positions, _, batch in self._passes(self._plan(self._good), lambda _: [labels]):
             yield positions, dense_rows(self.layout, batch.factors, len(positions))
             del batch
 
@@ -94,12 +122,12 @@ class LiveSource:
         """In the order of the rows, as `types.Source` has it: batches of neighbours, so padding costs more than in `rows`."""
         assert feature == "gradient", f"a live model has gradients, asked for {feature}"
         if self.keeps("true"):
-            for _ in [] if "true" in self._kept else self.factors("true"):
-                pass
+            if "true" not in self._kept:
+                self._keep_rows("true")
             yield from ((positions[0], rows_BD) for positions, rows_BD in self._kept_blocks("true"))
             return
         start = 0
-        for positions, _, batch in self._passes(["true"], in_order=True):
+        for positions, _, batch in self._passes(self._plan(self._good, in_order=True), lambda _: ["true"]):
             rows_BD = torch.full((positions[-1] + 1 - start, self.layout.size), torch.nan, dtype=self.session.dtype)
             rows_BD[torch.as_tensor(positions) - start] = dense_rows(self.layout, batch.factors, len(positions)).cpu()
             yield start, rows_BD
@@ -137,34 +165,27 @@ class LiveSource:
             rows_BD = self._kept[labels][start : start + 256]
             yield range(start, start + len(rows_BD)), rows_BD
 
+    def _keep_rows(self, labels: Labels) -> None:
+        self.over_factors(labels, lambda: None, lambda so_far, batch: None)
+
     def _passes(
-        self, kinds: Sequence[Labels], *, in_order: bool = False, sparse: Collection[Labels] = (), given: Collection[int] = ()
+        self, plan: Sequence[Sequence[int]], kinds: Callable[[int], Sequence[Labels]]
     ) -> Iterator[tuple[Sequence[int], Labels, FactorBatch]]:
-        """One forward pass a batch, one backward pass for each kind of labels, the `sparse` ones only where the first row is `given`."""
-        sink = FactorSink(self.layout, dtype=self.session.dtype)
-        through_logits = head_parameter(self.session, self.layout) is not None
-        with capturing(self.session.model, sink):
-            plan = self._plan(self._good, in_order=in_order)
-            for done, some in enumerate(track(plan, total=len(plan), description=f"gradients of {len(self._good):,} rows")):
-                positions = [self._good[i] for i in some]
-                asked: list[Labels] = [kind for kind in kinds if kind not in sparse or positions[0] in given]
-                if not asked:
-                    continue
-                batch = self._collate(positions)
-                sink.start(*batch.tokens_BT.shape)
-                with torch.enable_grad():
-                    starts = loss_starts(self.session.run(batch), asked, seed=self.seed, through_logits=through_logits)
-                used_BT = torch.arange(batch.tokens_BT.shape[1], device=batch.tokens_BT.device) < batch.lengths_B[:, None]
-                for i, (kind, start) in enumerate(zip(asked, starts, strict=True)):
-                    torch.autograd.backward(start.root, start.gradient, retain_graph=i + 1 < len(asked))
-                    yield positions, kind, FactorBatch(positions, sink.take(), used_BT)
+        """Every batch of the plan with the labels that are asked for where its first row is the given one."""
+        with _factor_pass(self, self.session) as run:
+            for done, some in enumerate(track(plan, total=len(plan), description=_described(len(self._good)))):
+                yield from run.batches([self._good[i] for i in some], kinds)
                 if done % GIVE_BACK_EVERY == 0:
                     give_back_memory()
         give_back_memory()
 
-    def _spread(self, n_positions: int | None) -> frozenset[int]:
+    def _asked(self, labels: Labels, n_positions: int | None, plan: Sequence[Sequence[int]]) -> _Asked:
+        missing: list[Labels] = [kind for kind in self._keep if kind not in self._kept]
+        filling = {kind: torch.full((len(self), self.layout.size), torch.nan, dtype=self.session.dtype) for kind in missing}
+        return _Asked(self.layout, labels, self._spread(n_positions, plan), filling)
+
+    def _spread(self, n_positions: int | None, plan: Sequence[Sequence[int]]) -> frozenset[int]:
         """The first rows of batches, evenly spread over the plan, that have about `n_positions`; of all batches where None is asked for."""
-        plan = self._plan(self._good)
         available = sum(self.examples[i].n_tokens for i in self._good)
         share = 1.0 if n_positions is None else min(1.0, n_positions / max(available, 1))
         return frozenset(self._good[some[0]] for i, some in enumerate(plan) if ceil((i + 1) * share) > ceil(i * share))
@@ -178,6 +199,64 @@ class LiveSource:
 
     def _collate(self, positions: Sequence[int]) -> Batch:
         return collate([self.examples[i] for i in positions], pad_id=self.session.pad_id).to(self.session.device)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a pass over factors is for: some labels of the batches whose first row is `given`, and rows of labels that are to be kept."""
+
+    layout: Layout
+    labels: Labels
+    given: Collection[int]
+    filling: dict[Labels, Tensor]
+
+    def kinds(self, first: int) -> list[Labels]:
+        """The labels that the batch with this first row is differentiated for."""
+        others = [self.labels] if self.labels not in self.filling and first in self.given else []
+        return [*self.filling, *others]
+
+    def take(self, positions: Sequence[int], kind: Labels, batch: FactorBatch) -> bool:
+        """Keeps the rows that are to be kept; whether the batch was asked for."""
+        if kind in self.filling:
+            self.filling[kind][torch.as_tensor(positions)] = dense_rows(self.layout, batch.factors, len(positions)).cpu()
+        return kind == self.labels and positions[0] in self.given
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """One worker's session with its hooks in place."""
+
+    source: LiveSource
+    session: Session
+    sink: FactorSink
+    through_logits: bool
+
+    def batches(
+        self, positions: Sequence[int], kinds: Callable[[int], Sequence[Labels]]
+    ) -> Iterator[tuple[Sequence[int], Labels, FactorBatch]]:
+        """One forward pass, and one backward pass for each kind of labels."""
+        asked = kinds(positions[0])
+        if not asked:
+            return
+        batch = self.source._collate(positions)
+        self.sink.start(*batch.tokens_BT.shape)
+        with torch.enable_grad():
+            starts = loss_starts(self.session.run(batch), asked, seed=self.source.seed, through_logits=self.through_logits)
+        used_BT = torch.arange(batch.tokens_BT.shape[1], device=batch.tokens_BT.device) < batch.lengths_B[:, None]
+        for i, (kind, start) in enumerate(zip(asked, starts, strict=True)):
+            torch.autograd.backward(start.root, start.gradient, retain_graph=i + 1 < len(asked))
+            yield positions, kind, FactorBatch(positions, self.sink.take(), used_BT)
+
+
+@contextmanager
+def _factor_pass(source: LiveSource, session: Session) -> Iterator[_Pass]:
+    sink = FactorSink(source.layout, dtype=session.dtype)
+    with capturing(session.model, sink):
+        yield _Pass(source, session, sink, head_parameter(session, source.layout) is not None)
+
+
+def _described(n_rows: int) -> str:
+    return f"gradients of {n_rows:,} rows"
 
 
 def give_back_memory() -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -33,31 +32,24 @@ class Team(Generic[W]):
     workers: Sequence[W]
 
     def each(self, jobs: Iterable[J], work: Callable[[W, J], None]) -> Iterator[None]:
-        """`work(worker, job)` of every job, begun in their order; yields as each one ends.
+        """`work(worker, job)` of every job, dealt out in turn, so that who does which is the same each time; yields as each one ends.
 
         What a job raises is raised here, and then, or where the iterator is closed, no further one begins.
         """
         if len(self.workers) == 1:
             yield from (work(self.workers[0], job) for job in jobs)
             return
-        free: SimpleQueue[W] = SimpleQueue()
-        for worker in self.workers:
-            free.put(worker)
-
-        def one(job: J) -> None:
-            worker = free.get()
-            try:
-                work(worker, job)
-            finally:
-                free.put(worker)
-
-        n_threads = torch.get_num_threads()
-        pool = ThreadPoolExecutor(len(self.workers), initializer=torch.set_num_threads, initargs=(n_threads // len(self.workers),))
+        n_threads, n = torch.get_num_threads(), len(self.workers)
+        pools = [ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(n_threads // n,)) for _ in self.workers]
         try:
-            for done in as_completed([pool.submit(one, job) for job in jobs]):
+            begun = [pools[i % n].submit(work, self.workers[i % n], job) for i, job in enumerate(jobs)]
+            for done in as_completed(begun):
                 yield done.result()
         finally:
-            pool.shutdown(cancel_futures=True)
+            for pool in pools:
+                pool.shutdown(wait=False, cancel_futures=True)
+            for pool in pools:
+                pool.shutdown()
             torch.set_num_threads(n_threads)  # a worker's share may have become the process's, depending on the library below
 
 

@@ -91,9 +91,11 @@ def int8_product(rows_BX: Tensor, held_QX: Tensor) -> Tensor:
 
 
 def whole_rows(factors: Factors, dtype: torch.dtype) -> Stored:
-    """[B, O I] the rows' own matrices, with rows of zeros up to a multiple of `TOGETHER`: few shapes of products are few to compile."""
+    """[B, O I] the rows' own matrices. Narrow ones have rows of zeros up to a multiple of `TOGETHER`: few shapes of products are few to
+    compile."""
     n, like = len(factors.g_BTO), factors.g_BTO
-    rows_BX = torch.empty(n + -n % TOGETHER, like.shape[-1] * factors.a_BTI.shape[-1], dtype=dtype, device=like.device)
+    missing = -n % TOGETHER if dtype.itemsize < 4 else 0
+    rows_BX = torch.empty(n + missing, like.shape[-1] * factors.a_BTI.shape[-1], dtype=dtype, device=like.device)
     rows_BX[n:] = 0
     scale_B1 = torch.zeros(len(rows_BX), 1, device=like.device) if dtype == torch.int8 else None
     done = 0
