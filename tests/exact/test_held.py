@@ -20,13 +20,26 @@ def factors(n: int, n_out: int, n_in: int, *, seed: int = 0) -> Factors:
     return Factors(torch.randn(n, 7, n_in, generator=generator), torch.randn(n, 7, n_out, generator=generator))
 
 
-def test_rows_have_zeros_up_to_a_multiple_of_sixteen() -> None:
+@pytest.mark.parametrize(("dtype", "n_rows"), [(torch.float64, 5), (torch.float32, 5), (torch.bfloat16, 16), (torch.int8, 16)])
+def test_narrow_rows_have_zeros_up_to_a_multiple_of_sixteen(dtype: torch.dtype, n_rows: int) -> None:
     some = factors(5, 4, 3)
-    rows = whole_rows(some, torch.float32)
-    assert rows.scale_NK is None
-    torch.testing.assert_close(rows.values_ND[:5], torch.cat([g_bOI.clone() for g_bOI in each_dense(some)]).flatten(1))
-    assert rows.values_ND.shape == (16, 12)
+    rows = whole_rows(some, dtype)
+    assert rows.values_ND.dtype == dtype
+    assert rows.values_ND.shape == (n_rows, 12)
     assert not rows.values_ND[5:].any()
+    expected = torch.cat([g_bOI.clone() for g_bOI in each_dense(some)]).flatten(1)
+    got = rows.values_ND[:5].float() * (1.0 if rows.scale_NK is None else rows.scale_NK[:5])
+    rounding = {torch.bfloat16: 2**-8, torch.int8: 0.51 / 127}.get(dtype, 1e-6)
+    torch.testing.assert_close(got, expected, rtol=0, atol=rounding * float(expected.abs().max()))
+
+
+def test_what_is_widened_panel_by_panel_is_the_product_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(3)
+    held_QX = torch.randint(-127, 128, (5, 1000), dtype=torch.int8, generator=generator)
+    rows_BX = torch.randn(3, 1000, dtype=torch.float64, generator=generator)
+    for widened in (1, 64, 5000, 1 << 19):  # one column at a time, an uneven last panel, exactly all, more than all
+        monkeypatch.setattr(held, "WIDENED", widened)
+        torch.testing.assert_close(held._wide_product(rows_BX, held_QX), rows_BX @ held_QX.double().T)
 
 
 @pytest.mark.parametrize(("stored", "fast"), [("float32", False), ("bfloat16", False), ("bfloat16", True), ("int8", False), ("int8", True)])

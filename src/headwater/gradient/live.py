@@ -180,8 +180,10 @@ class LiveSource:
         give_back_memory()
 
     def _asked(self, labels: Labels, n_positions: int | None, plan: Sequence[Sequence[int]]) -> _Asked:
-        missing: list[Labels] = [kind for kind in self._keep if kind not in self._kept]
-        filling = {kind: torch.full((len(self), self.layout.size), torch.nan, dtype=self.session.dtype) for kind in missing}
+        shape = (len(self), self.layout.size)
+        filling: dict[Labels, Tensor] = {
+            kind: torch.full(shape, torch.nan, dtype=self.session.dtype) for kind in self._keep if kind not in self._kept
+        }
         return _Asked(self.layout, labels, self._spread(n_positions, plan), filling)
 
     def _spread(self, n_positions: int | None, plan: Sequence[Sequence[int]]) -> frozenset[int]:
@@ -212,7 +214,7 @@ class _Asked:
 
     def kinds(self, first: int) -> list[Labels]:
         """The labels that the batch with this first row is differentiated for."""
-        others = [self.labels] if self.labels not in self.filling and first in self.given else []
+        others: list[Labels] = [self.labels] if self.labels not in self.filling and first in self.given else []
         return [*self.filling, *others]
 
     def take(self, positions: Sequence[int], kind: Labels, batch: FactorBatch) -> bool:

@@ -184,7 +184,7 @@ def fill(
         return
     chosen = [[examples[row - part.rows.start] for row in rows] for rows in missing]
     plans = [plan_work(session, [example.n_tokens for example in shard], token_budget) for shard in chosen]
-    lengths = [example.n_tokens for shard in chosen for example in shard]
+    lengths = [example.n_tokens for example in examples]  # of all: a run that goes on has the workers that it had, and the same bytes
     options = {"transform": transform, "extra": writer.spec.extra}
     with row_engines(session, layout, lengths, token_budget, **options) as engines, ThreadPoolExecutor(1) as writing:
 
