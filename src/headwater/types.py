@@ -135,7 +135,10 @@ class Outputs(Protocol):
 
 @dataclass(frozen=True)
 class Measure:
-    """What is being explained: a differentiable number per row, `fn(outputs, batch) -> [B]`, in `unit`."""
+    """What is being explained: a differentiable number per row, `fn(outputs, batch) -> [B]`, in `unit`.
+
+    On a processor batches are worked on side by side, so `fn` is called from several threads.
+    """
 
     name: str
     unit: str | None
