@@ -10,6 +10,7 @@ from torch import Tensor
 
 from headwater.curvature import EKFAC, EKFACCG, GGN, KFAC, kronecker
 from headwater.curvature.operators import spread
+from headwater.gradient import team
 from headwater.gradient.live import LiveSource
 from headwater.gradient.scope import find_scope, make_layout
 from headwater.gradient.sketch import SketchSpec
@@ -362,3 +363,27 @@ def test_padding_is_in_no_covariance(precision: kronecker.Precision) -> None:
         assert float(state["positions"][i]) == pytest.approx(n_positions)
         for found_X, wanted_XX in ((state[f"right_values/{leaders[i]}"], a_II), (state[f"left_values/{name}"], s_OO)):
             torch.testing.assert_close(found_X.double().sum(), wanted_XX.diagonal().sum(), rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("curvature", [EKFAC(labels="true", precision=WHOLE), EKFAC(precision=WHOLE), KFAC(precision=WHOLE)])
+@pytest.mark.parametrize("architecture", ["llama", "llama_lora"])
+def test_workers_side_by_side_fit_what_one_fits(architecture: str, curvature: Curvature, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, lengths = make_session(architecture), (9, 5, 7, 9, 6, 8, 4, 9, 7)
+    alone, together = (live(session, lengths=lengths, token_budget=27) for _ in range(2))
+    expected = curvature.fit(alone)
+    workers: set[int] = set()
+    each = team.Team.each
+    monkeypatch.setattr(team, "WORKER_TOKENS", 9)
+    monkeypatch.setattr(team.Team, "each", lambda self, jobs, work: (workers.add(len(self.workers)), each(self, jobs, work))[1])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        got = curvature.fit(together)
+    finally:
+        torch.set_num_threads(threads)
+    assert workers == {3}
+    b_KD = torch.randn(3, alone.layout.size, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(got["damping"], expected["damping"])
+    torch.testing.assert_close(got["positions"], expected["positions"])
+    solved, wanted = (curvature.solve(state, alone, b_KD).value for state in (got, expected))
+    torch.testing.assert_close(solved, wanted, rtol=1e-6, atol=1e-8 * float(wanted.abs().max()))

@@ -9,12 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from headwater.gradient import team
 from headwater.gradient.rows import RowEngine, row_engine
 from headwater.gradient.scope import find_scope, make_layout
 from headwater.gradient.sketch import SketchSpec
 from headwater.gradient.team import Team, plan_work, replica, row_engines, worker_sessions
+from headwater.index.queries import query_index
 from headwater.model import measures
 from tests.exact.models import make_batch, make_session
+from tests.exact.test_live_source import examples_of
 
 LONG = [512] * 8
 
@@ -30,8 +33,8 @@ def _three_threads() -> Iterator[None]:
 @pytest.mark.parametrize("n_workers", [1, 3])
 def test_every_job_is_done_once_and_the_threads_are_given_back(n_workers: int) -> None:
     done: list[int] = []
-    team = Team(list(range(n_workers)))
-    assert len(list(team.each(range(50), lambda worker, job: done.append(job)))) == 50
+    workers = Team(list(range(n_workers)))
+    assert len(list(workers.each(range(50), lambda worker, job: done.append(job)))) == 50
     assert sorted(done) == list(range(50))
     assert torch.get_num_threads() == 3
 
@@ -151,3 +154,16 @@ def test_a_model_that_cannot_be_copied_works_alone() -> None:
     session = make_session("llama")
     session.model.lock = threading.Lock()  # pyright: ignore[reportArgumentType]
     assert worker_sessions(session, LONG, 2048) == [session]
+
+
+def test_queries_are_the_same_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = make_session("llama")
+    layout = make_layout(session.model, find_scope(session.model), SketchSpec(rank=3, whole_below=30))
+    queries, measure = examples_of(make_batch(session, lengths=(9, 5, 7, 9, 6, 8, 4, 9))), measures.get("response_log_probability")
+    expected = query_index(session, layout, queries, measure)
+    monkeypatch.setattr(team, "WORKER_TOKENS", 9)
+    assert len(worker_sessions(session, [query.n_tokens for query in queries], 27)) == 3
+    got = query_index(session, layout, queries, measure, token_budget=27)
+    for feature in sorted(expected.features):
+        torch.testing.assert_close(got.take(feature, range(8)), expected.take(feature, range(8)), rtol=1e-5, atol=1e-6)
+    assert got.column("measure") == pytest.approx(expected.column("measure"))

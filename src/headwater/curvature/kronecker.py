@@ -306,7 +306,7 @@ def mean_squares(layout: Layout, batches: Iterable[tuple[int, Iterable[tuple[str
 
 
 def mean_of(sums: Sequence[SumsOfSquares]) -> Tensor:
-    """[D]"""
+    """[D] the mean over the rows of all of them; the first one's total is consumed."""
     totals = [some.total_D for some in sums if some.total_D is not None]
     assert totals, "no rows to take the mean over"
     for other in totals[1:]:

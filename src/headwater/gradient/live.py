@@ -28,8 +28,9 @@ from headwater.progress import track
 from headwater.types import Batch, Example, FactorBatch, Labels, Layout
 
 GIVE_BACK_EVERY = 8  # batches: after each one it costs a fifth of the pass, after every eighth 3 %
-A = TypeVar("A")
 KEEP_BYTES = 1 << 30  # rows are kept in memory, and served again without a pass, where all of them take no more
+
+A = TypeVar("A")
 
 
 class LiveSource:

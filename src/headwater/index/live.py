@@ -128,9 +128,8 @@ class LiveIndex:
                 ).cpu()
             return values_QN
         values_QN[:, sorted(self.source.bad)] = torch.nan
-        for batch in self.source.factors(
-            "true"
-        ):  # whole batches: each one reads all that is held, which workers with smaller ones do oftener
+        # whole batches, no workers: each batch reads all that is held, and the smaller ones of workers would read it oftener
+        for batch in self.source.factors("true"):
             total_QB = torch.as_tensor(sum(held.factor_products(name, one) for name, one in batch.factors.items()))
             values_QN[:, torch.as_tensor(batch.positions)] = total_QB.float().cpu()
             del batch  # or its factors would be held while the next batch is computed
