@@ -87,7 +87,7 @@ def ekfac(task: Task) -> np.ndarray:
     work, labels = Workload.read(task), task.options.get("labels", "true")
     passes = ", rows kept: one forward and two backward passes, a third for some batches" if labels == "sampled" else ""
     task.notes.append(f"{labels} labels{passes}")
-    source = work.source(keep=("true", labels) if task.workload == "w2" else ())
+    source = work.source(keep=tuple(dict.fromkeys(("true", labels))), folder=task.scratch())
     rows = LiveIndex(MemoryIndex([row.id for row in work.rows], source.layout, "loss", {}), source)
     queries = LiveQueries(MemoryIndex([query.id for query in work.queries], source.layout, "measure", {}), source, work.queries, MEASURE)
     method = Influence(EKFAC(labels=labels), mode="exact")

@@ -23,7 +23,7 @@ def factors(n: int, n_out: int, n_in: int, *, seed: int = 0) -> Factors:
 @pytest.mark.parametrize(("dtype", "n_rows"), [(torch.float64, 5), (torch.float32, 5), (torch.bfloat16, 16), (torch.int8, 16)])
 def test_narrow_rows_have_zeros_up_to_a_multiple_of_sixteen(dtype: torch.dtype, n_rows: int) -> None:
     some = factors(5, 4, 3)
-    rows = whole_rows(some, dtype)
+    rows = whole_rows([some], dtype)
     assert rows.values_ND.dtype == dtype
     assert rows.values_ND.shape == (n_rows, 12)
     assert not rows.values_ND[5:].any()
@@ -38,8 +38,20 @@ def test_what_is_widened_panel_by_panel_is_the_product_of_the_whole(monkeypatch:
     held_QX = torch.randint(-127, 128, (5, 1000), dtype=torch.int8, generator=generator)
     rows_BX = torch.randn(3, 1000, dtype=torch.float64, generator=generator)
     for widened in (1, 64, 5000, 1 << 19):  # one column at a time, an uneven last panel, exactly all, more than all
-        monkeypatch.setattr(held, "WIDENED", widened)
+        monkeypatch.setattr(held, "PANEL", widened)
         torch.testing.assert_close(held._wide_product(rows_BX, held_QX), rows_BX @ held_QX.double().T)
+
+
+@pytest.mark.parametrize("panel", [1, 9 * 30, 4 * 9 * 30, 1 << 20])  # one output at a time, an uneven last panel, all of them
+def test_rows_that_are_made_panel_by_panel_are_multiplied_whole(monkeypatch: pytest.MonkeyPatch, panel: int) -> None:
+    monkeypatch.setattr(held, "PANEL", panel)
+    kept = Held(9, LAYOUT, whole=torch.float64)
+    asked_QD = torch.randn(9, LAYOUT.size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    kept.put(0, asked_QD)
+    for block, part_QX in zip(LAYOUT.blocks, asked_QD.split([block.size for block in LAYOUT.blocks], 1), strict=True):
+        batches = [Factors(one.a_BTI.double(), one.g_BTO.double()) for one in (factors(n, *block.shape, seed=n) for n in (4, 1, 2))]
+        expected_QB = torch.cat([part_QX @ one.dense().flatten(1).T for one in batches], 1)
+        torch.testing.assert_close(kept.factor_products(block.name, batches), expected_QB)
 
 
 @pytest.mark.parametrize(("stored", "fast"), [("float32", False), ("bfloat16", False), ("bfloat16", True), ("int8", False), ("int8", True)])
@@ -58,10 +70,11 @@ def test_products_are_those_of_the_numbers_but_for_rounding(monkeypatch: pytest.
     assert str(kept.multiplied) == f"torch.{stored if fast else 'float32'}"
     for block, part_QX in zip(LAYOUT.blocks, asked_QD.split([block.size for block in LAYOUT.blocks], 1), strict=True):
         rows = factors(21, *block.shape)
+        batches = [Factors(rows.a_BTI[:9], rows.g_BTO[:9]), Factors(rows.a_BTI[9:], rows.g_BTO[9:])]
         rows_BX = rows.dense().flatten(1)
         exact_QB = part_QX.double() @ rows_BX.double().T
         typical_QB = part_QX.double().norm(dim=1)[:, None] * rows_BX.double().norm(dim=1) / block.size**0.5
-        for found_QB in (kept.factor_products(block.name, rows), kept.products(block.name, rows_BX)):
+        for found_QB in (kept.factor_products(block.name, batches), kept.products(block.name, rows_BX)):
             assert found_QB.dtype == torch.float32
             off = (found_QB.double() - exact_QB) / typical_QB
             assert float(off.abs().max()) < {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.1}[stored]
@@ -91,4 +104,4 @@ def test_a_row_that_is_not_finite_is_nan_and_spoils_no_other(monkeypatch: pytest
     kept.put(0, torch.ones(2, LAYOUT.size))
     rows = factors(3, 40, 30)
     rows.g_BTO[1, 0, 0] = torch.inf
-    assert kept.factor_products("a", rows).isnan().tolist() == [[False, True, False]] * 2
+    assert kept.factor_products("a", [rows]).isnan().tolist() == [[False, True, False]] * 2

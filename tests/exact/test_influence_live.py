@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -42,15 +45,20 @@ def live_pair(session: Session, source: LiveSource, layout: Layout) -> tuple[Liv
     return LiveIndex(stored, source), LiveQueries(asked_index, source, examples_of(queries), measure), whole_QD
 
 
-@pytest.mark.parametrize("keep", [(), ("true", "sampled")], ids=["passes", "kept"])
+def keeping(how: str, labels: tuple[Labels, ...], folder: Path) -> dict[str, Any]:
+    """A live source's options: nothing is kept, rows are kept in memory, or factors in a file."""
+    return {"passes": {}, "kept": {"keep": labels}, "file": {"keep": labels, "keep_bytes": 0, "folder": folder}}[how]
+
+
+@pytest.mark.parametrize("keep", ["passes", "kept", "file"])
 @pytest.mark.parametrize(
     "curvature", [EKFAC(precision="float32"), KFAC(labels="true", precision="float32"), GGN(damping=0.5)], ids=["ekfac", "kfac", "ggn"]
 )
-def test_influence_with_the_model_at_hand_is_the_formula(curvature: EKFAC, keep: tuple[Labels, ...]) -> None:
+def test_influence_with_the_model_at_hand_is_the_formula(curvature: EKFAC, keep: str, tmp_path: Path) -> None:
     """Exact mode: -(1/N) h'x, x the solved query, nothing sketched. Model mode over rows that are kept whole is the same."""
     session = make_session("llama")
     include = ("*1*k_proj.bias", "*1*norm*") if curvature.name == "ggn" else ("*k_proj*", "*norm*")
-    source = live(session, include=include, keep=keep)
+    source = live(session, include=include, **keeping(keep, ("true", "sampled"), tmp_path))
     index, queries, whole_QD = live_pair(session, source, source.layout)
     x_QD = curvature.solve(curvature.fit(source), source, whole_QD).value
     expected_QN = x_QD @ gathered(source, "true").T / -len(source)
@@ -60,6 +68,7 @@ def test_influence_with_the_model_at_hand_is_the_formula(curvature: EKFAC, keep:
         found_QN = torch.from_numpy(scores.values_QN).double()
         torch.testing.assert_close(found_QN, expected_QN, rtol=1e-5, atol=1e-6 * float(expected_QN.abs().max()))
         assert scores.provenance["mode"] == mode
+    assert bool(source.in_file("true")) == (keep == "file" and curvature.name != "ggn"), "which has no factors"
 
 
 def test_influence_sketched_from_the_model_is_the_product_of_two_sketches() -> None:
@@ -76,10 +85,10 @@ def test_influence_sketched_from_the_model_is_the_product_of_two_sketches() -> N
     )
 
 
-@pytest.mark.parametrize("keep", [(), ("true",)], ids=["passes", "kept"])
-def test_a_bad_row_scores_nan_and_changes_no_other(keep: tuple[Labels, ...]) -> None:
+@pytest.mark.parametrize("keep", ["passes", "kept", "file"])
+def test_a_bad_row_scores_nan_and_changes_no_other(keep: str, tmp_path: Path) -> None:
     session = make_session("llama")
-    source = live(session, include=("*k_proj*", "*norm*"), bad=(1,), keep=keep)
+    source = live(session, include=("*k_proj*", "*norm*"), bad=(1,), **keeping(keep, ("true",), tmp_path))
     index, queries, whole_QD = live_pair(session, source, source.layout)
     source.examples[1].tokens[1] = NAN_TOKEN
     with torch.no_grad():

@@ -60,11 +60,11 @@ class Basis:
         return Basis(self.left.cast(precision), self.right.cast(precision))
 
     def rotate(self, g_NOI: Tensor) -> Tensor:
-        """`Q_S' G Q_A` for each G."""
+        """`Q_S' G Q_A` for each G, or for one."""
         return self.left.rotate(self.right.rotate(g_NOI).mT).mT
 
     def rotate_back(self, g_NOI: Tensor) -> Tensor:
-        return self.left.rotate_back(self.right.rotate_back(g_NOI).mT).mT
+        return self.right.rotate_back(self.left.rotate_back(g_NOI.mT).mT)
 
 
 class SecondMoments:
@@ -256,8 +256,9 @@ def solve_in_basis(state: State, layout: Layout, b_KD: Tensor, precision: Precis
     parts = layout.split(x_KD)
     for (block, b), damping in zip(zip_blocks(layout, b_KD), state["damping"].tolist(), strict=True):
         basis, scale_OI = rotated[block.name].cast(precision), as_matrices(eigenvalues[block.name].unsqueeze(0), block) + damping
-        inside_KOI = basis.rotate(in_precision(as_matrices(b, block), precision))
-        parts[block.name].copy_(basis.rotate_back(inside_KOI / scale_OI.to(inside_KOI.dtype)).reshape(b.shape))
+        scale_OI = scale_OI[0].mT.contiguous().mT.to(product_dtype(precision, b))  # as what was rotated lies in memory
+        for b_OI, x_OI in zip(as_matrices(b, block), as_matrices(parts[block.name], block), strict=True):
+            x_OI.copy_(basis.rotate_back(basis.rotate(in_precision(b_OI, precision)).div_(scale_OI)))  # one alone needs no copies for it
     return x_KD
 
 

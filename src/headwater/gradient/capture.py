@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
@@ -71,15 +72,18 @@ class Collector:
         self._add(name, side.project(terms_BTX if self.per_token else terms_BTX.sum(1)))
 
     def rows(self) -> Tensor:
-        """[B, D] the rows of the pass just run, in the layout's order ([B, T, D] per token). A block never used is zero."""
+        """[B, D] the rows of the pass just run, in the layout's order ([B, T, D] per token). A block never used is zero.
+
+        What was collected goes, block by block, into the rows: it is not there a second time.
+        """
         n_rows, n_positions = self.shape_BT
         lead = (n_rows, n_positions) if self.per_token else (n_rows,)
-        parts = [self._parts.get(block.name) for block in self.layout.blocks]
-        filled = [
-            self._like.new_zeros(*lead, block.size) if part is None else self._at_positions(part).reshape(*lead, block.size)
-            for block, part in zip(self.layout.blocks, parts, strict=True)
-        ]
-        return torch.cat(filled, dim=-1)
+        dtype = reduce(torch.promote_types, (part.dtype for part in self._parts.values()), self._like.dtype)
+        rows = self._like.new_empty(*lead, self.layout.size, dtype=dtype)
+        for block, into in zip(self.layout.blocks, rows.split([block.size for block in self.layout.blocks], -1), strict=True):
+            part = self._parts.pop(block.name, None)
+            into.zero_() if part is None else into.copy_(self._at_positions(part).reshape(*lead, block.size))
+        return rows
 
     def _at_positions(self, part: Tensor) -> Tensor:
         """A pooled layer (a classifier's) has one position for the row: it stands at the first."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from headwater.corpus import collate, plan_batches
 from headwater.gradient.capture import capturing
+from headwater.gradient.factor_file import FactorFile, StoredBatch, file_bytes, has_room
 from headwater.gradient.factors import FactorSink, dense_rows
 from headwater.gradient.gauss_newton import gauss_newton_product, linearised
 from headwater.gradient.rows import head_parameter
@@ -31,6 +33,7 @@ GIVE_BACK_EVERY = 8  # batches: after each one it costs a fifth of the pass, aft
 KEEP_BYTES = 1 << 30  # rows are kept in memory, and served again without a pass, where all of them take no more
 
 A = TypeVar("A")
+B = TypeVar("B")
 
 
 class LiveSource:
@@ -38,7 +41,8 @@ class LiveSource:
 
     `bad` are positions of rows without a finite gradient: they have no curvature, and are NaN where rows are asked for. `keep` names the
     labels whose rows are wanted again later: where they all fit into `keep_bytes`, the first pass that computes factors runs one forward
-    pass and a backward pass for each of them, and they are kept. Draws of sampled labels are keyed by `seed` and row.
+    pass and a backward pass for each of them, and they are kept. Where they do not, and there is a `folder` with room, `over_factors` does
+    the same and their factors are kept, in a file there without a name. Draws of sampled labels are keyed by `seed` and row.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class LiveSource:
         bad: Collection[int] = (),
         keep: Collection[Labels] = (),
         keep_bytes: int = KEEP_BYTES,
+        folder: Path | None = None,
     ) -> None:
         self.session, self.examples, self.seed, self.token_budget = session, examples, seed, token_budget
         self._layout, self.bad = layout, frozenset(bad)
@@ -59,6 +64,7 @@ class LiveSource:
         n_bytes = len(examples) * layout.size * session.dtype.itemsize * len(keep)
         self._keep: tuple[Labels, ...] = tuple(keep) if n_bytes <= keep_bytes else ()
         self._kept: dict[str, Tensor] = {}
+        self._file = None if self._keep or folder is None else self._new_file(folder, tuple(keep))
 
     @property
     def layout(self) -> Layout:
@@ -71,7 +77,14 @@ class LiveSource:
         """Whether `rows(labels)` costs no pass, now or after the next pass over factors."""
         return labels in self._keep
 
+    def in_file(self, labels: Labels) -> list[StoredBatch]:
+        """The batches whose factors a pass has left in a file; none where they are to be computed."""
+        return self._file.batches(labels) if self._file is not None else []
+
     def factors(self, labels: Labels, *, positions: int | None = None) -> Iterator[FactorBatch]:
+        if stored := self.in_file(labels):
+            yield from (batch.load() for batch in self._some(stored, positions))
+            return
         plan = self._plan(self._good)
         asked = self._asked(labels, positions, plan)
         for some, kind, batch in self._passes(plan, asked.kinds):
@@ -88,9 +101,11 @@ class LiveSource:
         Batches are worked on side by side where that is fast, each worker with a `so_far` of its own. All of them come back, always in the
         same order and with the same batches in them.
         """
+        if stored := self.in_file(labels):
+            return self._over_file(self._some(stored, positions), begin, term)
         lengths = [self.examples[i].n_tokens for i in self._good]
         plan = plan_work(self.session, lengths, self.token_budget)
-        asked = self._asked(labels, positions, plan)
+        asked = self._asked(labels, positions, plan, self._file)
 
         def work(worker: tuple[_Pass, A], some: Sequence[int]) -> None:
             run, so_far = worker
@@ -107,13 +122,27 @@ class LiveSource:
                     give_back_memory()
         give_back_memory()
         self._kept |= asked.filling
+        if self._file is not None:
+            self._file.complete = True
         return [so_far for _, so_far in team.workers]
+
+    def _over_file(self, stored: Sequence[StoredBatch], begin: Callable[[], A], term: Callable[[A, FactorBatch], None]) -> list[A]:
+        team = Team([begin() for _ in range(min(torch.get_num_threads(), len(stored)))])
+        jobs = team.each(stored, lambda so_far, batch: term(so_far, batch.load()))
+        for _ in track(jobs, total=len(stored), description=_described(len(self._good))):
+            pass
+        give_back_memory()
+        return list(team.workers)
 
     def rows(self, labels: Labels) -> Iterator[tuple[Sequence[int], Tensor]]:
         if self.keeps(labels) and labels not in self._kept:
             self._keep_rows(labels)
         if labels in self._kept:
             yield from self._kept_blocks(labels)
+            return
+        if stored := self.in_file(labels):
+            for batch in map(StoredBatch.load, stored):
+                yield batch.positions, dense_rows(self.layout, batch.factors, len(batch.positions))
             return
         for positions, _, batch in self._passes(self._plan(self._good), lambda _: [labels]):
             yield positions, dense_rows(self.layout, batch.factors, len(positions))
@@ -180,18 +209,26 @@ class LiveSource:
                     give_back_memory()
         give_back_memory()
 
-    def _asked(self, labels: Labels, n_positions: int | None, plan: Sequence[Sequence[int]]) -> _Asked:
+    def _asked(self, labels: Labels, n_positions: int | None, plan: Sequence[Sequence[int]], file: FactorFile | None = None) -> _Asked:
         shape = (len(self), self.layout.size)
         filling: dict[Labels, Tensor] = {
             kind: torch.full(shape, torch.nan, dtype=self.session.dtype) for kind in self._keep if kind not in self._kept
         }
-        return _Asked(self.layout, labels, self._spread(n_positions, plan), filling)
+        given = {self._good[some[0]] for some in self._some(plan, n_positions)}
+        return _Asked(self.layout, labels, given, filling, file if file is not None and not file.complete else None)
 
-    def _spread(self, n_positions: int | None, plan: Sequence[Sequence[int]]) -> frozenset[int]:
-        """The first rows of batches, evenly spread over the plan, that have about `n_positions`; of all batches where None is asked for."""
+    def _some(self, batches: Sequence[B], n_positions: int | None) -> list[B]:
+        """Batches, evenly spread over all, that have about so many positions; all where None is asked for."""
         available = sum(self.examples[i].n_tokens for i in self._good)
         share = 1.0 if n_positions is None else min(1.0, n_positions / max(available, 1))
-        return frozenset(self._good[some[0]] for i, some in enumerate(plan) if ceil((i + 1) * share) > ceil(i * share))
+        return [one for i, one in enumerate(batches) if ceil((i + 1) * share) > ceil(i * share)]
+
+    def _new_file(self, folder: Path, keep: Sequence[Labels]) -> FactorFile | None:
+        """For the factors of these labels, where there is room for them. An accelerator computes them sooner than a disk reads them."""
+        n_positions = sum(self.examples[i].n_tokens for i in self._good)
+        n_bytes = file_bytes(self.layout, n_positions, len(keep), self.session.dtype)
+        fits = bool(keep) and self.session.device.type == "cpu" and has_room(folder, n_bytes)
+        return FactorFile(folder, tuple(keep), self.session.dtype) if fits else None
 
     def _plan(self, chosen: Sequence[int], *, in_order: bool = False) -> list[list[int]]:
         lengths = [self.examples[i].n_tokens for i in chosen]
@@ -206,22 +243,30 @@ class LiveSource:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a pass over factors is for: some labels of the batches whose first row is `given`, and rows of labels that are to be kept."""
+    """What a pass over factors is for: some labels of the batches whose first row is `given`, and what is to be kept beside: rows of the
+    labels in `filling`, or factors in a file."""
 
     layout: Layout
     labels: Labels
     given: Collection[int]
     filling: dict[Labels, Tensor]
+    file: FactorFile | None
+
+    @property
+    def kept(self) -> list[Labels]:
+        return [*self.filling, *(self.file.labels if self.file is not None else ())]
 
     def kinds(self, first: int) -> list[Labels]:
         """The labels that the batch with this first row is differentiated for."""
-        others: list[Labels] = [self.labels] if self.labels not in self.filling and first in self.given else []
-        return [*self.filling, *others]
+        others: list[Labels] = [self.labels] if self.labels not in self.kept and first in self.given else []
+        return [*self.kept, *others]
 
     def take(self, positions: Sequence[int], kind: Labels, batch: FactorBatch) -> bool:
-        """Keeps the rows that are to be kept; whether the batch was asked for."""
+        """Keeps what is to be kept; whether the batch was asked for."""
         if kind in self.filling:
             self.filling[kind][torch.as_tensor(positions)] = dense_rows(self.layout, batch.factors, len(positions)).cpu()
+        if self.file is not None and kind in self.file.labels:
+            self.file.put(kind, batch)
         return kind == self.labels and positions[0] in self.given
 
 

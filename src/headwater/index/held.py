@@ -5,6 +5,9 @@ Q queries · B rows of a batch · O, I the two sides of a block · X = O I its n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
+
 import torch
 from torch import Tensor
 
@@ -15,7 +18,7 @@ from headwater.types import Block, Factors, Layout
 
 TOGETHER = 16  # rows that are multiplied with the held queries, or a multiple of them
 HELD_BYTES = 256 << 20  # of the queries, in the widest dtype that keeps to it
-WIDENED = 1 << 19  # held numbers that are widened at once: 2 MB in float32
+PANEL = 1 << 20  # numbers of a factor of a product that are made or widened at once: 4 MB in float32
 ADDED = (2**31 - 1) // 127**2  # products of two int8 numbers that an int32 surely has room for
 
 
@@ -55,15 +58,33 @@ class Held:
         rows_BX = rows_BX.to(self.values_QD.device)
         return self._products(name, encode(rows_BX.float(), "int8", _of(rows_BX)) if self.multiplied == torch.int8 else Stored(rows_BX))
 
-    def factor_products(self, name: str, factors: Factors) -> Tensor:
-        """The same with the rows whose factors these are."""
-        return self._products(name, whole_rows(factors, self.multiplied))[:, : len(factors.g_BTO)]
+    def factor_products(self, name: str, batches: Sequence[Factors]) -> Tensor:
+        """The same with the rows whose factors these are, batch after batch."""
+        if self.multiplied.itemsize >= 4:
+            return self._panel_products(name, batches)
+        return self._products(name, whole_rows(batches, self.multiplied))[:, : sum(len(one.g_BTO) for one in batches)]
 
     def _products(self, name: str, rows: Stored) -> Tensor:
         i, a, b = self._spans[name]
         multiply = int8_product if self.multiplied == torch.int8 else _wide_product
         product_QB = multiply(rows.values_ND.to(self.multiplied), self.values_QD[:, a:b]).T * self.scale_QL[:, i : i + 1]
         return product_QB if rows.scale_NK is None else product_QB * rows.scale_NK.T
+
+    def _panel_products(self, name: str, batches: Sequence[Factors]) -> Tensor:
+        """A few outputs at a time, so that neither the rows' matrices nor what is widened leave a processor's cache."""
+        i, a, b = self._spans[name]
+        n, n_outputs, n_inputs = sum(len(one.g_BTO) for one in batches), batches[0].g_BTO.shape[-1], batches[0].a_BTI.shape[-1]
+        n_together = _panel_width(max(n, len(self)) * n_inputs, self.values_QD.device) or n_outputs
+        rows_BPI = torch.empty(n, n_together, n_inputs, dtype=self.multiplied, device=self.values_QD.device)
+        total_QB = torch.zeros(len(self), n, dtype=self.multiplied, device=self.values_QD.device)
+        for first in range(0, n_outputs, n_together):
+            outputs = slice(first, min(first + n_together, n_outputs))
+            panel_BPI = rows_BPI[:, : outputs.stop - first]
+            for one, into_bPI in zip(batches, panel_BPI.split([len(one.g_BTO) for one in batches]), strict=True):
+                torch.bmm(one.g_BTO[..., outputs].mT, one.a_BTI, out=into_bPI)
+            held_QX = self.values_QD[:, a + first * n_inputs : min(a + outputs.stop * n_inputs, b)]
+            total_QB.addmm_(held_QX.to(self.multiplied), panel_BPI.flatten(1).T)
+        return total_QB * self.scale_QL[:, i : i + 1]
 
 
 def _wide_product(rows_BX: Tensor, held_QX: Tensor) -> Tensor:
@@ -73,13 +94,18 @@ def _wide_product(rows_BX: Tensor, held_QX: Tensor) -> Tensor:
     Where nothing is widened the few rows stand on the left: a bfloat16 product whose long side is summed over is several times as fast.
     """
     dtype = torch.promote_types(rows_BX.dtype, torch.float32)
-    if held_QX.dtype == rows_BX.dtype or held_QX.device.type != "cpu":
+    width = _panel_width(len(held_QX), held_QX.device)
+    if held_QX.dtype == rows_BX.dtype or not width:
         return (rows_BX @ held_QX.to(rows_BX.dtype).T).to(dtype)
     total_QB = torch.zeros(len(held_QX), len(rows_BX), dtype=dtype)
-    width = max(1, WIDENED // max(1, len(held_QX)))
     for rows_BC, held_QC in zip(rows_BX.split(width, 1), held_QX.split(width, 1), strict=True):
         total_QB += held_QC.to(rows_BC.dtype) @ rows_BC.T
     return total_QB.T
+
+
+def _panel_width(n_each: int, device: torch.device) -> int | None:
+    """Columns of so many numbers that are multiplied together on a processor: they stay in the cache. None elsewhere: all of them."""
+    return max(1, PANEL // max(1, n_each)) if device.type == "cpu" else None
 
 
 def int8_product(rows_BX: Tensor, held_QX: Tensor) -> Tensor:
@@ -90,16 +116,16 @@ def int8_product(rows_BX: Tensor, held_QX: Tensor) -> Tensor:
     return total_BQ
 
 
-def whole_rows(factors: Factors, dtype: torch.dtype) -> Stored:
-    """[B, O I] the rows' own matrices. Narrow ones have rows of zeros up to a multiple of `TOGETHER`: few shapes of products are few to
-    compile."""
-    n, like = len(factors.g_BTO), factors.g_BTO
+def whole_rows(batches: Sequence[Factors], dtype: torch.dtype) -> Stored:
+    """[B, O I] the matrices of the batches' rows. Narrow ones have rows of zeros up to a multiple of `TOGETHER`: few shapes of products are
+    few to compile."""
+    n, like = sum(len(one.g_BTO) for one in batches), batches[0].g_BTO
     missing = -n % TOGETHER if dtype.itemsize < 4 else 0
-    rows_BX = torch.empty(n + missing, like.shape[-1] * factors.a_BTI.shape[-1], dtype=dtype, device=like.device)
+    rows_BX = torch.empty(n + missing, like.shape[-1] * batches[0].a_BTI.shape[-1], dtype=dtype, device=like.device)
     rows_BX[n:] = 0
     scale_B1 = torch.zeros(len(rows_BX), 1, device=like.device) if dtype == torch.int8 else None
     done = 0
-    for g_bOI in each_dense(factors):
+    for g_bOI in chain.from_iterable(map(each_dense, batches)):
         g_bX = g_bOI.flatten(1)
         some = slice(done, done + len(g_bX))
         if scale_B1 is None:

@@ -13,17 +13,21 @@ import torch
 from torch import Tensor
 
 from headwater.corpus import collate, plan_batches
+from headwater.gradient.factor_file import StoredBatch, together
 from headwater.gradient.live import LiveSource, give_back_memory
 from headwater.gradient.rows import row_engine
 from headwater.gradient.sketch import sides
+from headwater.gradient.team import Team
 from headwater.index.examples import stored_examples
 from headwater.index.held import Held
 from headwater.index.memory import MemoryIndex
 from headwater.index.read import StoredIndex
 from headwater.model.session import Session
+from headwater.progress import track
 from headwater.types import Block, Example, Index, IntegrityError, Labels, Layout, Measure, Member, MemberRole
 
 WHOLE = "gradient_whole"
+ROWS_TOGETHER = 32  # that meet what is held, where their factors are in a file
 
 
 def needs_model(methods: Iterable[Any]) -> bool:
@@ -34,17 +38,20 @@ def needs_model(methods: Iterable[Any]) -> bool:
 def open_live(index: StoredIndex, session: Session, methods: Iterable[Any], data: Any = None) -> LiveIndex:
     """The index with its model and the training rows, read again from the data that the run names (or `data`, of an index in memory).
 
-    Rows are kept after the first pass where they are small enough: those that are scanned, and those whose labels are drawn.
+    What the first pass over the rows computes is kept, in memory or in a file beside the index: of the true labels where rows are scanned,
+    and of those that the methods' curvatures are measured with.
     """
-    scanned = any(getattr(method, "mode", None) == "exact" for method in methods)
-    return live_index(index, session, stored_examples(index, session, data=data), keep=("true", "sampled") if scanned else ("sampled",))
+    labels: set[Labels] = {getattr(getattr(method, "curvature", None), "labels", "sampled") for method in methods}
+    if any(getattr(method, "mode", None) == "exact" for method in methods):
+        labels.add("true")
+    return live_index(index, session, stored_examples(index, session, data=data), keep=tuple(sorted(labels, reverse=True)))
 
 
 def live_index(index: StoredIndex, session: Session, examples: Sequence[Example], *, keep: tuple[Labels, ...] = ("sampled",)) -> LiveIndex:
-    """The index with its model and its rows, which are at hand already. `keep` names the labels whose rows are kept after a pass."""
+    """The index with its model and its rows, which are at hand already. `keep` names the labels whose rows are wanted after a pass."""
     layout = Layout(tuple(Block(block.name, block.shape, block.shape) for block in index.layout.blocks))
     bad = np.flatnonzero(index.column("bad")).tolist()
-    return LiveIndex(index, LiveSource(session, examples, layout, bad=bad, keep=keep))
+    return LiveIndex(index, LiveSource(session, examples, layout, bad=bad, keep=keep, folder=index.run))
 
 
 class LiveIndex:
@@ -128,12 +135,31 @@ class LiveIndex:
                 ).cpu()
             return values_QN
         values_QN[:, sorted(self.source.bad)] = torch.nan
+        if stored := self.source.in_file("true"):
+            self._products_in_file(held, stored, values_QN)
+            return values_QN
         # whole batches, no workers: each batch reads all that is held, and the smaller ones of workers would read it oftener
         for batch in self.source.factors("true"):
-            total_QB = torch.as_tensor(sum(held.factor_products(name, one) for name, one in batch.factors.items()))
+            total_QB = torch.as_tensor(sum(held.factor_products(name, [one]) for name, one in batch.factors.items()))
             values_QN[:, torch.as_tensor(batch.positions)] = total_QB.float().cpu()
             del batch  # or its factors would be held while the next batch is computed
         return values_QN
+
+    def _products_in_file(self, held: Held, stored: Sequence[StoredBatch], values_QN: Tensor) -> None:
+        """Block by block, of many rows at once: what is held is read the less often."""
+        names = [block.name for block in self.source.layout.blocks]
+
+        def work(worker: int, batches: Sequence[StoredBatch]) -> None:
+            used = [[batch for batch in batches if name in batch.places] for name in names]
+            for name, some in zip(names, used, strict=True):
+                if some:
+                    at = torch.as_tensor([i for batch in some for i in batch.positions])
+                    values_QN[:, at] += held.factor_products(name, [batch.block(name) for batch in some]).float().cpu()
+
+        groups = together(stored, ROWS_TOGETHER)
+        team = Team(range(min(torch.get_num_threads(), len(groups))))
+        for _ in track(team.each(groups, work), total=len(groups), description=f"products with {len(self):,} rows"):
+            give_back_memory()
 
 
 class LiveQueries(MemoryIndex):

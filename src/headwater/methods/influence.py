@@ -102,6 +102,7 @@ class Influence:
             solve = self.solve_some(state, index, queries.take(self.feature, chunk))
             put(start, solve.value)
             solves.append(replace(solve, value=torch.empty(0)))
+            del solve  # or its value would be held while the next one is computed
         return joined(solves, torch.empty(0))
 
     def solve_some(self, state: State, index: Index, b_KD: Tensor) -> Solve:
@@ -160,7 +161,8 @@ def _cosine(x_KD: Tensor, b_KD: Tensor) -> dict[str, float]:
     """The median cosine of the solved queries to their gradients: where it is near 1, this is the gradient product under another name."""
     if not len(x_KD):
         return {}
-    cosine_K = divide(torch.einsum("kd,kd->k", x_KD, b_KD.to(x_KD.dtype)), x_KD.norm(dim=1) * b_KD.norm(dim=1))  # a run that diverged has 0
+    products_K = torch.stack([x_D @ b_D.to(x_D) for x_D, b_D in zip(x_KD, b_KD, strict=True)])
+    cosine_K = divide(products_K, x_KD.norm(dim=1) * b_KD.norm(dim=1))  # a run that diverged has 0
     return {"cosine_to_gradient": float(cosine_K.median())}
 
 
