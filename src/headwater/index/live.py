@@ -156,6 +156,7 @@ class LiveIndex:
                     at = torch.as_tensor([i for batch in some for i in batch.positions])
                     values_QN[:, at] += held.factor_products(name, [batch.block(name) for batch in some]).float().cpu()
 
+        give_back_memory()  # what the solves have left
         groups = together(stored, ROWS_TOGETHER)
         team = Team(range(min(torch.get_num_threads(), len(groups))))
         for _ in track(team.each(groups, work), total=len(groups), description=f"products with {len(self):,} rows"):
