@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from headwater.gradient.live import LiveSource
 from headwater.gradient.rows import row_engine
 from headwater.gradient.scope import find_scope, make_layout
 from headwater.gradient.sketch import SketchSpec
+from headwater.index import live as live_module
 from headwater.index.live import LiveIndex, LiveQueries
 from headwater.index.memory import MemoryIndex
 from headwater.methods.influence import Influence
@@ -114,3 +115,21 @@ def test_queries_are_taken_in_the_order_asked_for(token_budget: int) -> None:
     queries = LiveQueries(empty, source, examples_of(batch), measure)
     for asked in ([0, 1, 2], [2, 0], [1]):
         torch.testing.assert_close(queries.take("gradient_whole", asked), whole_QD[asked])
+
+
+@pytest.mark.parametrize(
+    ("methods", "kept"),
+    [
+        ([Influence(EKFAC(), mode="exact")], {"true", "sampled"}),
+        ([Influence(EKFAC(labels="true"), mode="exact")], {"true"}),
+        ([Influence(KFAC(labels="true"), mode="model")], {"true"}),
+        ([Influence(GGN(), mode="model")], {"sampled"}),
+        ([Influence(EKFAC(labels="true"), mode="model"), Influence(KFAC(), mode="exact")], {"true", "sampled"}),
+    ],
+)
+def test_what_the_methods_measure_and_scan_is_kept(methods: list[Influence], kept: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_module, "stored_examples", lambda index, session, *, data: [])
+    monkeypatch.setattr(live_module, "live_index", lambda index, session, examples, *, keep: keep)
+    found: Any = live_module.open_live(cast(Any, None), make_session("llama"), methods)
+    assert set(found) == kept
+    assert len(found) == len(kept)

@@ -46,9 +46,10 @@ class EKFAC:
 
     `precision` is that of the products that are averaged over rows and positions; "auto" is bfloat16 where the processor is fast at it.
 
-    Cost: two passes over the rows; one where the source keeps them, and then a further backward pass for as many batches, spread evenly,
-    as give a second draw's basis 64 positions for each number of the longest side. A pass more where that basis turns out to have fewer
-    than four positions for an output, and is left. Stored rows: two scans. Eigendecompositions; D numbers of state.
+    Cost: two passes over the rows; one where the source keeps their factors; one where it keeps the rows, and then a further backward pass
+    for as many batches, spread evenly, as give a second draw's basis 64 positions for each number of the longest side. A pass more where
+    that basis turns out to have fewer than four positions for an output, and is left. Stored rows: two scans. Eigendecompositions; D
+    numbers of state.
     """
 
     damping: float | str = RULE

@@ -36,11 +36,8 @@ def file_bytes(layout: Layout, n_positions: int, n_labels: int, dtype: torch.dty
 
 
 def has_room(folder: Path, n_bytes: int) -> bool:
-    """Whether so many bytes may be written there."""
-    try:
-        return n_bytes <= min(FILE_BYTES, SHARE_OF_FREE * shutil.disk_usage(folder).free) and os.access(folder, os.W_OK)
-    except OSError:
-        return False
+    """Whether so many bytes may be written there, on a system that has what it takes. Raises OSError where there is no such folder."""
+    return hasattr(os, "preadv") and n_bytes <= min(FILE_BYTES, SHARE_OF_FREE * shutil.disk_usage(folder).free)
 
 
 @dataclass(frozen=True)
@@ -77,9 +74,6 @@ class TensorFile:
 
     def clear(self) -> None:
         os.ftruncate(self._file.fileno(), 0)
-
-    def __len__(self) -> int:
-        return self._end
 
     def _append(self, x: Tensor) -> Place:
         numbers = x.detach().to("cpu", kept_dtype(self.dtype)).flatten().view(torch.uint8).numpy().data

@@ -227,8 +227,10 @@ class LiveSource:
         """For the factors of these labels, where there is room for them. An accelerator computes them sooner than a disk reads them."""
         n_positions = sum(self.examples[i].n_tokens for i in self._good)
         n_bytes = file_bytes(self.layout, n_positions, len(keep), self.session.dtype)
-        fits = bool(keep) and self.session.device.type == "cpu" and has_room(folder, n_bytes)
-        return FactorFile(folder, tuple(keep), self.session.dtype) if fits else None
+        with suppress(OSError):  # a folder that cannot be written to
+            if keep and self.session.device.type == "cpu" and has_room(folder, n_bytes):
+                return FactorFile(folder, keep, self.session.dtype)
+        return None
 
     def _plan(self, chosen: Sequence[int], *, in_order: bool = False) -> list[list[int]]:
         lengths = [self.examples[i].n_tokens for i in chosen]
