@@ -54,6 +54,16 @@ def test_rows_that_are_made_panel_by_panel_are_multiplied_whole(monkeypatch: pyt
         torch.testing.assert_close(kept.factor_products(block.name, batches), expected_QB)
 
 
+def test_factors_of_a_model_in_bfloat16_are_multiplied_in_float32() -> None:
+    kept = Held(3, LAYOUT, whole=torch.bfloat16)
+    asked_QD = torch.randn(3, LAYOUT.size, generator=torch.Generator().manual_seed(1))
+    kept.put(0, asked_QD)
+    narrow = factors(4, 40, 30)
+    narrow = Factors(narrow.a_BTI.bfloat16(), narrow.g_BTO.bfloat16())
+    expected_QB = asked_QD[:, : 40 * 30] @ Factors(narrow.a_BTI.float(), narrow.g_BTO.float()).dense().flatten(1).T
+    torch.testing.assert_close(kept.factor_products("a", [narrow]), expected_QB, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize(("stored", "fast"), [("float32", False), ("bfloat16", False), ("bfloat16", True), ("int8", False), ("int8", True)])
 def test_products_are_those_of_the_numbers_but_for_rounding(monkeypatch: pytest.MonkeyPatch, stored: str, fast: bool) -> None:
     """Each number is rounded at random, so a product of X numbers is off by about `rounding * |q| |g| / sqrt(X)`, not by more."""

@@ -23,6 +23,7 @@ from headwater.types import Block, FactorBatch, Factors, Labels, Layout, ModelSo
 LARGEST_SIDE = 8192  # a longer side (a vocabulary) keeps its own basis: its covariance would be too large to form and to diagonalise
 ENOUGH = 64  # positions for each number of the longest side, where a basis costs a backward pass of its own
 Precision = Literal["auto", "float32", "bfloat16"]
+TOGETHER = 1 << 16  # numbers of the matrices that are solved together: few large ones, many small
 PANEL = 256  # columns of a symmetric product that are computed together: what lies below the diagonal is not
 
 
@@ -60,7 +61,7 @@ class Basis:
         return Basis(self.left.cast(precision), self.right.cast(precision))
 
     def rotate(self, g_NOI: Tensor) -> Tensor:
-        """`Q_S' G Q_A` for each G, or for one."""
+        """`Q_S' G Q_A` for each G. One alone is not copied for it."""
         return self.left.rotate(self.right.rotate(g_NOI).mT).mT
 
     def rotate_back(self, g_NOI: Tensor) -> Tensor:
@@ -256,9 +257,10 @@ def solve_in_basis(state: State, layout: Layout, b_KD: Tensor, precision: Precis
     parts = layout.split(x_KD)
     for (block, b), damping in zip(zip_blocks(layout, b_KD), state["damping"].tolist(), strict=True):
         basis, scale_OI = rotated[block.name].cast(precision), as_matrices(eigenvalues[block.name].unsqueeze(0), block) + damping
-        scale_OI = scale_OI[0].mT.contiguous().mT.to(product_dtype(precision, b))  # as what was rotated lies in memory
-        for b_OI, x_OI in zip(as_matrices(b, block), as_matrices(parts[block.name], block), strict=True):
-            x_OI.copy_(basis.rotate_back(basis.rotate(in_precision(b_OI, precision)).div_(scale_OI)))  # one alone needs no copies for it
+        scale_OI = scale_OI.mT.contiguous().mT.to(product_dtype(precision, b))  # as what was rotated lies in memory
+        together = max(1, TOGETHER // block.size)
+        for b_kOI, x_kOI in zip(as_matrices(b, block).split(together), as_matrices(parts[block.name], block).split(together), strict=True):
+            x_kOI.copy_(basis.rotate_back(basis.rotate(in_precision(b_kOI, precision)).div_(scale_OI)))
     return x_KD
 
 

@@ -72,7 +72,8 @@ class Held:
 
     def _panel_products(self, name: str, batches: Sequence[Factors]) -> Tensor:
         """A few outputs at a time, so that neither the rows' matrices nor what is widened leave a processor's cache."""
-        i, a, b = self._spans[name]
+        i, a, _ = self._spans[name]
+        batches = [Factors(one.a_BTI.to(self.multiplied), one.g_BTO.to(self.multiplied)) for one in batches]
         n, n_outputs, n_inputs = sum(len(one.g_BTO) for one in batches), batches[0].g_BTO.shape[-1], batches[0].a_BTI.shape[-1]
         n_together = _panel_width(max(n, len(self)) * n_inputs, self.values_QD.device) or n_outputs
         rows_BPI = torch.empty(n, n_together, n_inputs, dtype=self.multiplied, device=self.values_QD.device)
@@ -82,7 +83,7 @@ class Held:
             panel_BPI = rows_BPI[:, : outputs.stop - first]
             for one, into_bPI in zip(batches, panel_BPI.split([len(one.g_BTO) for one in batches]), strict=True):
                 torch.bmm(one.g_BTO[..., outputs].mT, one.a_BTI, out=into_bPI)
-            held_QX = self.values_QD[:, a + first * n_inputs : min(a + outputs.stop * n_inputs, b)]
+            held_QX = self.values_QD[:, a + first * n_inputs : a + outputs.stop * n_inputs]
             total_QB.addmm_(held_QX.to(self.multiplied), panel_BPI.flatten(1).T)
         return total_QB * self.scale_QL[:, i : i + 1]
 
