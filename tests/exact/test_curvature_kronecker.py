@@ -15,7 +15,7 @@ from headwater.gradient.live import LiveSource
 from headwater.gradient.scope import find_scope, make_layout
 from headwater.gradient.sketch import SketchSpec
 from headwater.model.session import Session
-from headwater.types import Curvature, Labels, Source, State
+from headwater.types import Block, Curvature, Labels, Layout, Source, State
 from tests.exact.models import make_batch, make_session
 from tests.exact.sources import BLOCKS, SoftmaxSource, random_rows, vectors
 from tests.exact.test_live_source import assert_rows_equal, dense_gauss_newton, examples_of, gathered
@@ -387,3 +387,14 @@ def test_workers_side_by_side_fit_what_one_fits(architecture: str, curvature: Cu
     torch.testing.assert_close(got["positions"], expected["positions"])
     solved, wanted = (curvature.solve(state, alone, b_KD).value for state in (got, expected))
     torch.testing.assert_close(solved, wanted, rtol=1e-6, atol=1e-8 * float(wanted.abs().max()))
+
+
+def test_a_block_that_no_row_used_is_divided_by_the_damping_and_what_was_given_stays_as_it_is() -> None:
+    """It has no basis: what is solved in place of a copy would be the query itself."""
+    layout = Layout((Block("experts", (5, 3), (5, 3)), Block("bias", (4,), (4,))))
+    state = {"eigenvalues": torch.zeros(19), "damping": torch.tensor([0.5, 0.25]).double(), "right_leader": torch.arange(2)}
+    b_KD = torch.randn(2, 19, generator=torch.Generator().manual_seed(0))
+    before_KD = b_KD.clone()
+    expected_KD = torch.cat([before_KD[:, :15] / 0.5, before_KD[:, 15:] / 0.25], 1)
+    torch.testing.assert_close(kronecker.solve_in_basis(state, layout, b_KD), expected_KD)
+    assert b_KD.equal(before_KD)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from headwater.gradient import factor_file, live, team
+from headwater.gradient import factor_file, team
 from headwater.gradient.factor_file import FactorFile, file_bytes, together
 from headwater.gradient.factors import dense_rows
 from headwater.gradient.live import LiveSource
 from headwater.types import Block, FactorBatch, Factors, Labels, Layout
 from tests.exact.models import make_batch, make_session
-from tests.exact.test_live_source import assert_rows_equal, examples_of, gathered, whole_layout
+from tests.exact.test_live_source import assert_rows_equal, counted_passes, examples_of, gathered, whole_layout
 
 LENGTHS = (9, 5, 7, 9, 6, 8, 4)
 
@@ -42,16 +41,7 @@ def passed(source: LiveSource, labels: Labels) -> list[torch.Tensor]:
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, ...]]:
-    """Rows that went through the model, by the labels that they were differentiated for."""
-    seen: Counter[tuple[str, ...]] = Counter()
-    run = live._Pass.batches
-
-    def counted(self: live._Pass, positions: Sequence[int], kinds: Callable[[int], Sequence[Labels]]) -> object:
-        seen[tuple(kinds(positions[0]))] += len(positions)
-        return run(self, positions, kinds)
-
-    monkeypatch.setattr(live._Pass, "batches", counted)
-    return seen
+    return counted_passes(monkeypatch)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral", "llama_lora", "bert"])

@@ -80,8 +80,8 @@ def test_rows_of_sampled_labels_are_those_of_the_labels_drawn(architecture: str)
     assert max(float((other - first).norm()) for other in others) > 1e-3 * float(first.norm())
 
 
-def test_kept_rows_come_from_one_pass_and_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    keeping, plain = source_of(make_session("llama"), keep=("true", "sampled"))[0], source_of(make_session("llama"))[0]
+def counted_passes(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, ...]]:
+    """Rows that go through the model from now on, by the labels that they are differentiated for."""
     seen: Counter[tuple[str, ...]] = Counter()
     run = live._Pass.batches
 
@@ -90,6 +90,12 @@ def test_kept_rows_come_from_one_pass_and_are_the_same(monkeypatch: pytest.Monke
         return run(self, positions, kinds)
 
     monkeypatch.setattr(live._Pass, "batches", counted)
+    return seen
+
+
+def test_kept_rows_come_from_one_pass_and_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeping, plain = source_of(make_session("llama"), keep=("true", "sampled"))[0], source_of(make_session("llama"))[0]
+    seen = counted_passes(monkeypatch)
     sampled = gathered(keeping, "sampled")
     assert_rows_equal(gathered(keeping, "true"), gathered(plain, "true"))
     assert_rows_equal(sampled, gathered(plain, "sampled"))

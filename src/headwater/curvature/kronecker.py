@@ -260,7 +260,7 @@ def solve_in_basis(state: State, layout: Layout, b_KD: Tensor, precision: Precis
         scale_OI = scale_OI.mT.contiguous().mT.to(product_dtype(precision, b))  # as what was rotated lies in memory
         together = max(1, TOGETHER // block.size)
         for b_kOI, x_kOI in zip(as_matrices(b, block).split(together), as_matrices(parts[block.name], block).split(together), strict=True):
-            x_kOI.copy_(basis.rotate_back(basis.rotate(in_precision(b_kOI, precision)).div_(scale_OI)))
+            x_kOI.copy_(basis.rotate_back(basis.rotate(in_precision(b_kOI, precision)) / scale_OI))
     return x_KD
 
 

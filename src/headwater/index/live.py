@@ -41,6 +41,7 @@ def open_live(index: StoredIndex, session: Session, methods: Iterable[Any], data
     What the first pass over the rows computes is kept, in memory or in a file beside the index: of the true labels where rows are scanned,
     and of those that the methods' curvatures are measured with.
     """
+    methods = list(methods)
     labels: set[Labels] = {getattr(getattr(method, "curvature", None), "labels", "sampled") for method in methods}
     if any(getattr(method, "mode", None) == "exact" for method in methods):
         labels.add("true")
