@@ -62,7 +62,7 @@ Seeds = Annotated[list[str] | None, typer.Option("--sketch-seeds", help="For --m
 SeedModels = Annotated[list[str] | None, typer.Option("--seed-model", help="A model of another training run for each of --sketch-seeds.")]
 Only = Annotated[list[str] | None, typer.Option("--only", metavar="CHECK", help="This check only; commas or repeated.")]
 Budget = Annotated[float | None, typer.Option(min=0, help="Minutes: checks run cheapest first, and what does not fit is unknown.")]
-Tokens = Annotated[int | None, typer.Option("--token-budget", help="Tokens in flight, padding included (default 1024).")]
+Tokens = Annotated[int | None, typer.Option("--token-budget", help="Tokens in flight, padding included (default 2048).")]
 
 
 @app.command()

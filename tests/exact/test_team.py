@@ -147,7 +147,17 @@ def test_as_many_workers_as_threads_budget_and_work_allow(lengths: list[int], bu
     assert len(worker_sessions(session, lengths, budget)) == n_workers
     plan = plan_work(session, lengths, budget)
     assert sorted(i for batch in plan for i in batch) == list(range(len(lengths)))
-    assert all(sum(lengths[i] for i in batch) <= min(budget, 512) or len(batch) == 1 for batch in plan)
+    share = budget // n_workers
+    assert all(sum(lengths[i] for i in batch) <= share or len(batch) == 1 for batch in plan)
+    assert len(plan) >= min(n_workers, len(lengths))
+
+
+def test_little_work_is_shared_evenly() -> None:
+    """A handful of queries would fit into one batch: each worker has a part of them."""
+    session, lengths = make_session("llama"), [80] * 13
+    plan = plan_work(session, lengths, 4096)
+    assert len(worker_sessions(session, lengths, 4096)) == 2
+    assert max(sum(len(batch) for batch in plan[first::2]) for first in range(2)) == 7
 
 
 def test_a_model_that_cannot_be_copied_works_alone() -> None:

@@ -6,6 +6,7 @@ Dividing one batch over threads costs something in every operation, and the smal
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from headwater.gradient.rows import RowEngine, row_engine
 from headwater.model.session import Session
 from headwater.types import Layout
 
-WORKER_TOKENS = 512  # of a worker's batch: fewer, and the products are too thin to run fast
+WORKER_TOKENS = 512  # of a worker's batch, at least: with fewer the products are too thin to run fast
 
 J = TypeVar("J")
 W = TypeVar("W")
@@ -54,18 +55,25 @@ class Team(Generic[W]):
 
 
 def plan_work(session: Session, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Batches of rows of these lengths: of `token_budget` on an accelerator, of at most `WORKER_TOKENS` on a processor."""
-    return plan_batches(lengths, token_budget=min(token_budget, WORKER_TOKENS) if session.device.type == "cpu" else token_budget)
+    """Batches of rows of these lengths: of `token_budget` on an accelerator; on a processor its workers share it, and the work."""
+    n, share = n_workers(session, lengths, token_budget), token_budget
+    if n > 1:
+        share = min(token_budget // n, max(WORKER_TOKENS, math.ceil(sum(lengths) / n)))
+    return plan_batches(lengths, token_budget=share)
+
+
+def n_workers(session: Session, lengths: Sequence[int], token_budget: int) -> int:
+    """As many as have threads and work, with no more than `token_budget` tokens in all their batches."""
+    if session.device.type != "cpu":
+        return 1
+    in_flight = token_budget // max(WORKER_TOKENS, max(lengths, default=0))
+    return max(1, min(torch.get_num_threads(), in_flight, sum(lengths) // WORKER_TOKENS))
 
 
 def worker_sessions(session: Session, lengths: Sequence[int], token_budget: int) -> list[Session]:
-    """The session and its replicas: as many as have threads and work, with no more than `token_budget` tokens in all their batches."""
-    if session.device.type != "cpu":
-        return [session]
-    in_flight = token_budget // max(WORKER_TOKENS, max(lengths, default=0))
-    n = min(torch.get_num_threads(), in_flight, sum(lengths) // WORKER_TOKENS)
+    """The session and its replicas, one for each worker."""
     try:
-        return [session, *(replica(session) for _ in range(n - 1))]
+        return [session, *(replica(session) for _ in range(n_workers(session, lengths, token_budget) - 1))]
     except (TypeError, RuntimeError, NotImplementedError, AttributeError):  # a model that holds what python cannot copy
         return [session]
 

@@ -32,7 +32,7 @@ def query_index(
     queries: Sequence[Example],
     measure: Measure,
     *,
-    token_budget: int = 1024,
+    token_budget: int = 2048,
     transform: Transform | None = None,
     extra: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> MemoryIndex:
