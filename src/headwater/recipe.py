@@ -75,7 +75,7 @@ class StoreOptions(_Options):
 
 class EngineOptions(_Options):
     token_budget: int = Field(
-        default=2048, ge=1, description="tokens in flight, padding included; on a processor in batches side by side, of at least 512 each"
+        default=2048, ge=1, description="tokens in flight, padding included; on a processor in batches of at most 1,024, side by side"
     )
 
 

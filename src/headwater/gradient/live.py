@@ -51,7 +51,7 @@ class LiveSource:
         examples: Sequence[Example],
         layout: Layout,
         *,
-        token_budget: int = 2048,
+        token_budget: int = 1024,
         seed: int = 0,
         bad: Collection[int] = (),
         keep: Collection[Labels] = (),

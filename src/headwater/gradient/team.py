@@ -20,7 +20,8 @@ from headwater.gradient.rows import RowEngine, row_engine
 from headwater.model.session import Session
 from headwater.types import Layout
 
-WORKER_TOKENS = 512  # of a worker's batch, at least: with fewer the products are too thin to run fast
+WORKER_TOKENS = 512  # of a worker's batch: with fewer the products are too thin to run fast
+MOST_WORKER_TOKENS = 1024  # of each worker's, where several wait for python's lock; one alone gains nothing by more than 512
 
 J = TypeVar("J")
 W = TypeVar("W")
@@ -56,10 +57,12 @@ class Team(Generic[W]):
 
 def plan_work(session: Session, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Batches of rows of these lengths: of `token_budget` on an accelerator; on a processor its workers share it, and the work."""
-    n, share = n_workers(session, lengths, token_budget), token_budget
-    if n > 1:
-        share = min(token_budget // n, max(WORKER_TOKENS, math.ceil(sum(lengths) / n)))
-    return plan_batches(lengths, token_budget=share)
+    if session.device.type != "cpu":
+        return plan_batches(lengths, token_budget=token_budget)
+    n = n_workers(session, lengths, token_budget)
+    most = MOST_WORKER_TOKENS if n > 1 else WORKER_TOKENS
+    even = max(WORKER_TOKENS, math.ceil(sum(lengths) / n))
+    return plan_batches(lengths, token_budget=min(token_budget // n, most, even))
 
 
 def n_workers(session: Session, lengths: Sequence[int], token_budget: int) -> int:
