@@ -49,7 +49,8 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_chunks_give_the_plain_numbers(head: Head, inputs: tuple[Tensor, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(head_module.CHUNK_BYTES, "cpu", 1)  # MIN_CHUNK rows at a time: three chunks, the last one short
+    monkeypatch.setitem(head_module.CHUNK_BYTES, "cpu", 1)
+    monkeypatch.setattr(head_module, "MIN_CHUNK", 64)  # three chunks, the last one short
     hidden, targets, weights = inputs
     plain_hidden, fast_hidden = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
     plain = head.log_probs_plain(plain_hidden, targets)
@@ -72,6 +73,16 @@ def test_large_logits_do_not_overflow() -> None:
     assert log_probs.isfinite().all()
     assert hidden.grad is not None
     assert hidden.grad.isfinite().all()
+
+
+def test_a_target_too_improbable_for_its_probability_keeps_its_logarithm() -> None:
+    head, hidden = Head(nn.Linear(HIDDEN, VOCABULARY)), 200 * torch.randn(40, HIDDEN, generator=torch.Generator().manual_seed(0))
+    targets = head.logits(hidden).argmin(-1)
+    expected = Head(nn.Linear(HIDDEN, VOCABULARY).double())
+    expected.linear.load_state_dict({name: x.double() for name, x in head.linear.state_dict().items()})
+    exact = expected.log_probs_plain(hidden.double(), targets)
+    assert exact.min() < -150  # exp of it is no float32
+    torch.testing.assert_close(head.log_probs(hidden, targets).double(), exact, rtol=1e-6, atol=1e-6)
 
 
 def test_without_a_gradient_nothing_is_kept(inputs: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -152,12 +152,20 @@ def test_as_many_workers_as_threads_budget_and_work_allow(lengths: list[int], bu
     assert len(plan) >= min(n_workers, len(lengths))
 
 
-def test_little_work_is_shared_evenly() -> None:
-    """A handful of queries would fit into one batch: each worker has a part of them."""
-    session, lengths = make_session("llama"), [80] * 13
-    plan = plan_work(session, lengths, 4096)
-    assert len(worker_sessions(session, lengths, 4096)) == 2
-    assert max(sum(len(batch) for batch in plan[first::2]) for first in range(2)) == 7
+@pytest.mark.parametrize("lengths", [[80] * 13, [60] * 57, list(range(20, 140))], ids=["few", "odd", "spread"])
+def test_work_is_shared_evenly(lengths: list[int]) -> None:
+    """Dealt out forth and back, no worker has much more than another: not a whole batch left over for one of them."""
+    session, done = make_session("llama"), [0, 0, 0]
+    team = Team(range(len(worker_sessions(session, lengths, 4096))))
+
+    def work(worker: int, batch: list[int]) -> None:
+        done[worker] += sum(lengths[i] for i in batch)
+
+    for _ in team.each(plan_work(session, lengths, 4096), work):
+        pass
+    loads = done[: len(team.workers)]
+    assert sum(loads) == sum(lengths)
+    assert max(loads) - min(loads) <= 0.1 * sum(lengths)
 
 
 def test_a_model_that_cannot_be_copied_works_alone() -> None:

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 
 from headwater.corpus import plan_batches
@@ -22,6 +24,7 @@ from headwater.types import Layout
 
 WORKER_TOKENS = 512  # of a worker's batch: with fewer the products are too thin to run fast
 MOST_WORKER_TOKENS = 1024  # of each worker's, where several wait for python's lock; one alone gains nothing by more than 512
+ROUNDS = 8  # batches of each worker, where there is little work: few large ones would not divide evenly
 
 J = TypeVar("J")
 W = TypeVar("W")
@@ -34,8 +37,9 @@ class Team(Generic[W]):
     workers: Sequence[W]
 
     def each(self, jobs: Iterable[J], work: Callable[[W, J], None]) -> Iterator[None]:
-        """`work(worker, job)` of every job, dealt out in turn, so that who does which is the same each time; yields as each one ends.
+        """`work(worker, job)` of every job; yields as each one ends.
 
+        Who does which is the same each time: they are dealt out in turn, forth and back, as mostly each is smaller than the one before.
         What a job raises is raised here, and then, or where the iterator is closed, no further one begins.
         """
         if len(self.workers) == 1:
@@ -44,7 +48,8 @@ class Team(Generic[W]):
         n_threads, n = torch.get_num_threads(), len(self.workers)
         pools = [ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(n_threads // n,)) for _ in self.workers]
         try:
-            begun = [pools[i % n].submit(work, self.workers[i % n], job) for i, job in enumerate(jobs)]
+            turns = cycle([*range(n), *reversed(range(n))])
+            begun = [pools[i].submit(work, self.workers[i], job) for i, job in zip(turns, jobs, strict=False)]
             for done in as_completed(begun):
                 yield done.result()
         finally:
@@ -61,8 +66,11 @@ def plan_work(session: Session, lengths: Sequence[int], token_budget: int) -> li
         return plan_batches(lengths, token_budget=token_budget)
     n = n_workers(session, lengths, token_budget)
     most = MOST_WORKER_TOKENS if n > 1 else WORKER_TOKENS
-    even = max(WORKER_TOKENS, math.ceil(sum(lengths) / n))
-    return plan_batches(lengths, token_budget=min(token_budget // n, most, even))
+    even = max(WORKER_TOKENS, math.ceil(sum(lengths) / (n * ROUNDS)))
+    plan = plan_batches(lengths, token_budget=min(token_budget // n, most, even))
+    whole = len(plan) - len(plan) % n
+    last = [i for batch in plan[whole:] for i in batch]  # fewer batches than workers: each gets a part of them, or some would wait
+    return plan[:whole] + [part.tolist() for part in np.array_split(last, n) if len(part)]
 
 
 def n_workers(session: Session, lengths: Sequence[int], token_budget: int) -> int:

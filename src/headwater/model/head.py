@@ -72,16 +72,20 @@ class _ChunkedLogProbs(torch.autograd.Function):
         wanted = hidden_PH.requires_grad or tap is not None
         log_probs_P = torch.empty(len(hidden_PH), dtype=dtype, device=hidden_PH.device)
         slope_PH = torch.empty_like(hidden_PH) if wanted else None
-        kept: list[Tensor] = []
-        for part in torch.arange(len(hidden_PH)).split(chunk_rows(head.linear, dtype)):
+        kept_PK: Tensor | None = None
+        size = min(chunk_rows(head.linear, dtype), len(hidden_PH))
+        room_CV = hidden_PH.new_empty(size, head.linear.out_features, dtype=dtype)  # for all chunks: new pages cost a tenth of a product
+        for part in torch.arange(len(hidden_PH)).split(size):
             rows = slice(int(part[0]), int(part[-1]) + 1)
-            log_probs_P[rows], dlogits_CV = _chunk(head, hidden_PH[rows], targets_P[rows], dtype, wanted)
+            log_probs_P[rows], dlogits_CV = _chunk(head, hidden_PH[rows], targets_P[rows], room_CV[: len(part)], wanted)
             if slope_PH is not None and dlogits_CV is not None:
                 torch.mm(dlogits_CV, head.linear.weight, out=slope_PH[rows])
                 if tap is not None:
-                    kept.append(tap.project(dlogits_CV))
+                    projected_CK = tap.project(dlogits_CV)
+                    kept_PK = projected_CK.new_empty(len(hidden_PH), projected_CK.shape[1]) if kept_PK is None else kept_PK
+                    kept_PK[rows] = projected_CK  # a copy: it may be the chunk itself, whose room the next one takes
         ctx.tap = tap
-        ctx.save_for_backward(slope_PH, hidden_PH, positions_P, torch.cat(kept) if kept else None)
+        ctx.save_for_backward(slope_PH, hidden_PH, positions_P, kept_PK)
         return log_probs_P
 
     @staticmethod
@@ -94,22 +98,32 @@ class _ChunkedLogProbs(torch.autograd.Function):
 
 
 @torch.no_grad()
-def _chunk(head: Head, hidden_CH: Tensor, targets_C: Tensor, dtype: torch.dtype, wanted: bool) -> tuple[Tensor, Tensor | None]:
+def _chunk(head: Head, hidden_CH: Tensor, targets_C: Tensor, room_CV: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
     """[C] log p(target) and, if wanted, [C, V] minus its derivative with respect to the linear layer's output. In place throughout."""
-    logits = head.linear(hidden_CH).to(dtype)
+    logits = _linear(head.linear, hidden_CH, room_CV)
     if head.scale != 1.0:
         logits.mul_(head.scale)
     if head.softcap is not None:
         logits.div_(head.softcap).tanh_().mul_(head.softcap)
     inner_slope = _inner_slope(head, logits) if wanted else None
-    logits = torch.log_softmax(logits, -1, out=logits if logits.device.type == "cpu" else None)  # in its own place: it stays in the cache
-    target_C1 = logits.gather(-1, targets_C[:, None])
+    target_C1, top_C1 = logits.gather(-1, targets_C[:, None]), logits.amax(-1, keepdim=True)
+    logits = torch.softmax(logits, -1, out=logits if logits.device.type == "cpu" else None)  # in its own place: it stays in the cache
+    # the largest probability is at least 1 / V, so its logarithm says how far the others' are from their logits
+    log_probs_C = (target_C1 - top_C1 + logits.amax(-1, keepdim=True).log()).squeeze(-1)
     if not wanted:
-        return target_C1.squeeze(-1), None
-    logits.exp_().scatter_add_(-1, targets_C[:, None], -torch.ones_like(target_C1))
+        return log_probs_C, None
+    logits.scatter_add_(-1, targets_C[:, None], -torch.ones_like(target_C1))
     if inner_slope is not None:
         logits.mul_(inner_slope)
-    return target_C1.squeeze(-1), logits.to(hidden_CH.dtype)
+    return log_probs_C, logits.to(hidden_CH.dtype)
+
+
+def _linear(linear: nn.Linear, hidden_CH: Tensor, out_CV: Tensor) -> Tensor:
+    """Its output, in `out` and in its dtype."""
+    if hidden_CH.dtype != out_CV.dtype:
+        return out_CV.copy_(linear(hidden_CH))
+    torch.mm(hidden_CH, linear.weight.T, out=out_CV)
+    return out_CV if linear.bias is None else out_CV.add_(linear.bias)
 
 
 def _inner_slope(head: Head, capped: Tensor) -> Tensor | float | None:
