@@ -48,7 +48,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, ...]]:
 def test_one_pass_serves_all_labels_and_what_comes_back_is_the_same(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: Counter[tuple[str, ...]]
 ) -> None:
-    monkeypatch.setattr(team, "WORKER_TOKENS", 9)
+    monkeypatch.setattr(team, "WORKER_TOKENS", (9, 9))
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:

@@ -110,7 +110,7 @@ def test_workers_side_by_side_give_what_one_pass_gives_and_the_same_each_time(ar
     batch = make_batch(session, lengths=(9, 5, 7, 9, 6, 8, 4))
     plain = LiveSource(session, examples_of(batch), whole_layout(session), token_budget=27)
     expected = gathered(plain, "true")
-    monkeypatch.setattr(team, "WORKER_TOKENS", 9)
+    monkeypatch.setattr(team, "WORKER_TOKENS", (9, 9))
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:

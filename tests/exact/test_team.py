@@ -147,15 +147,16 @@ def test_as_many_workers_as_threads_budget_and_work_allow(lengths: list[int], bu
     assert len(worker_sessions(session, lengths, budget)) == n_workers
     plan = plan_work(session, lengths, budget)
     assert sorted(i for batch in plan for i in batch) == list(range(len(lengths)))
-    share = min(budget // n_workers, 512 if n_workers == 1 else 1024)
-    assert all(sum(lengths[i] for i in batch) <= share or len(batch) == 1 for batch in plan)
-    assert len(plan) >= min(n_workers, len(lengths))
+    assert all(n_workers * sum(lengths[i] for i in batch) <= max(budget, 512) or len(batch) == 1 for batch in plan)
+    torch.set_num_threads(1)
+    assert plan_work(session, lengths, budget) == plan  # bytes of an index do not depend on the threads
 
 
-@pytest.mark.parametrize("lengths", [[80] * 13, [60] * 57, list(range(20, 140))], ids=["few", "odd", "spread"])
-def test_work_is_shared_evenly(lengths: list[int]) -> None:
-    """Dealt out forth and back, no worker has much more than another: not a whole batch left over for one of them."""
-    session, done = make_session("llama"), [0, 0, 0]
+@pytest.mark.parametrize("lengths", [[80] * 13, [64] * 40, list(range(20, 140))], ids=["few", "odd", "spread"])
+def test_work_is_shared_evenly_by_two(lengths: list[int]) -> None:
+    """Dealt out forth and back, neither has much more than the other: not a whole batch left over for one of them."""
+    torch.set_num_threads(2)
+    session, done = make_session("llama"), [0, 0]
     team = Team(range(len(worker_sessions(session, lengths, 4096))))
 
     def work(worker: int, batch: list[int]) -> None:
@@ -163,9 +164,8 @@ def test_work_is_shared_evenly(lengths: list[int]) -> None:
 
     for _ in team.each(plan_work(session, lengths, 4096), work):
         pass
-    loads = done[: len(team.workers)]
-    assert sum(loads) == sum(lengths)
-    assert max(loads) - min(loads) <= 0.1 * sum(lengths)
+    assert sum(done) == sum(lengths)
+    assert max(done) - min(done) <= 0.1 * sum(lengths)
 
 
 def test_a_model_that_cannot_be_copied_works_alone() -> None:
@@ -179,7 +179,7 @@ def test_queries_are_the_same_side_by_side(monkeypatch: pytest.MonkeyPatch) -> N
     layout = make_layout(session.model, find_scope(session.model), SketchSpec(rank=3, whole_below=30))
     queries, measure = examples_of(make_batch(session, lengths=(9, 5, 7, 9, 6, 8, 4, 9))), measures.get("response_log_probability")
     expected = query_index(session, layout, queries, measure)
-    monkeypatch.setattr(team, "WORKER_TOKENS", 9)
+    monkeypatch.setattr(team, "WORKER_TOKENS", (9, 9))
     assert len(worker_sessions(session, [query.n_tokens for query in queries], 27)) == 3
     got = query_index(session, layout, queries, measure, token_budget=27)
     for feature in sorted(expected.features):

@@ -6,7 +6,6 @@ Dividing one batch over threads costs something in every operation, and the smal
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
@@ -22,9 +21,8 @@ from headwater.gradient.rows import RowEngine, row_engine
 from headwater.model.session import Session
 from headwater.types import Layout
 
-WORKER_TOKENS = 512  # of a worker's batch: with fewer the products are too thin to run fast
-MOST_WORKER_TOKENS = 1024  # of each worker's, where several wait for python's lock; one alone gains nothing by more than 512
-ROUNDS = 8  # batches of each worker, where there is little work: few large ones would not divide evenly
+WORKER_TOKENS = 512, 1024  # of a worker's batch: with fewer the products are too thin to run fast, with more nothing is gained
+ROUNDS = 16  # batches, where there is little work: few large ones would not divide evenly
 
 J = TypeVar("J")
 W = TypeVar("W")
@@ -61,24 +59,30 @@ class Team(Generic[W]):
 
 
 def plan_work(session: Session, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Batches of rows of these lengths: of `token_budget` on an accelerator; on a processor its workers share it, and the work."""
+    """Batches of rows of these lengths: of `token_budget` on an accelerator, smaller ones on a processor, for workers to share.
+
+    They do not depend on how many workers there are: nor do their numbers, as far as the libraries below keep to that.
+    """
     if session.device.type != "cpu":
         return plan_batches(lengths, token_budget=token_budget)
-    n = n_workers(session, lengths, token_budget)
-    most = MOST_WORKER_TOKENS if n > 1 else WORKER_TOKENS
-    even = max(WORKER_TOKENS, math.ceil(sum(lengths) / (n * ROUNDS)))
-    plan = plan_batches(lengths, token_budget=min(token_budget // n, most, even))
-    whole = len(plan) - len(plan) % n
-    last = [i for batch in plan[whole:] for i in batch]  # fewer batches than workers: each gets a part of them, or some would wait
-    return plan[:whole] + [part.tolist() for part in np.array_split(last, n) if len(part)]
+    plan = plan_batches(lengths, token_budget=min(token_budget, _batch_tokens(lengths, token_budget)))
+    if len(plan) % 2:  # the second of two workers would wait for the first
+        plan[-1:] = [half.tolist() for half in np.array_split(plan[-1], 2) if len(half)]
+    return plan
 
 
 def n_workers(session: Session, lengths: Sequence[int], token_budget: int) -> int:
     """As many as have threads and work, with no more than `token_budget` tokens in all their batches."""
     if session.device.type != "cpu":
         return 1
-    in_flight = token_budget // max(WORKER_TOKENS, max(lengths, default=0))
-    return max(1, min(torch.get_num_threads(), in_flight, sum(lengths) // WORKER_TOKENS))
+    in_flight = token_budget // max(_batch_tokens(lengths, token_budget), max(lengths, default=0))
+    return max(1, min(torch.get_num_threads(), in_flight, sum(lengths) // min(WORKER_TOKENS)))
+
+
+def _batch_tokens(lengths: Sequence[int], token_budget: int) -> int:
+    """Of a batch on a processor: a sixteenth of the work, at most half of what may be in flight."""
+    least, most = WORKER_TOKENS
+    return min(max(least, sum(lengths) // ROUNDS), max(least, token_budget // 2), most)
 
 
 def worker_sessions(session: Session, lengths: Sequence[int], token_budget: int) -> list[Session]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas  # noqa: F401  # pyarrow imports it when it first converts: for a third of a second, with python's lock, in the middle of a pass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
