@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,13 +15,13 @@ import torch
 from headwater.corpus import collate
 from headwater.gradient.extra import describe_features
 from headwater.gradient.rows import RowEngine
-from headwater.gradient.team import plan_work, row_engines
+from headwater.gradient.team import Team, plan_work, row_engines
 from headwater.index.build import open_corpus, open_session, settle
 from headwater.index.members import plan_members
 from headwater.model import measures
 from headwater.model.session import Session
 from headwater.recipe import IndexRecipe
-from headwater.types import Layout
+from headwater.types import Example, Layout
 
 PILOT_ROWS = 20
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -72,8 +73,11 @@ def plan_index(recipe: IndexRecipe, *, session: Session | None = None, data: Any
     lengths = np.array([example.n_tokens for example in corpus.examples])
     spread = np.argsort(lengths, kind="stable")[np.linspace(0, len(lengths) - 1, min(PILOT_ROWS, len(lengths))).astype(int)]
     pilot = [corpus.examples[i] for i in spread]
-    seconds = _pilot_seconds(session, plan.layout, pilot, recipe.engine.token_budget)
     batches = plan_work(session, lengths.tolist(), recipe.engine.token_budget)
+    with row_engines(session, plan.layout, lengths.tolist(), recipe.engine.token_budget) as engines:
+        largest = batches[: len(engines.workers)]
+        _run(engines, session, corpus.examples, largest)  # warms up, and takes as much memory as there will be taken
+        seconds = _run(engines, session, pilot, plan_work(session, lengths[spread].tolist(), recipe.engine.token_budget))
     padded = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
     extra = describe_features(session, rept_layer=recipe.store.rept_layer)
     n_hidden = 2 * session.hidden_size + sum(int(about["width"]) for about in extra.values())
@@ -98,20 +102,17 @@ def plan_index(recipe: IndexRecipe, *, session: Session | None = None, data: Any
     )
 
 
-def _pilot_seconds(session: Session, layout: Layout, pilot: list[Any], token_budget: int) -> float:
-    lengths = [example.n_tokens for example in pilot]
-    batches = plan_work(session, lengths, token_budget)
+def _run(engines: Team[RowEngine], session: Session, examples: Sequence[Example], batches: Sequence[Sequence[int]]) -> float:
+    """Seconds for these batches of the examples."""
 
-    def run(engine: RowEngine, batch: list[int]) -> None:
-        engine.rows(collate([pilot[i] for i in batch], pad_id=session.pad_id), measures.LOSS)
+    def work(engine: RowEngine, batch: Sequence[int]) -> None:
+        engine.rows(collate([examples[i] for i in batch], pad_id=session.pad_id), measures.LOSS)
 
-    with row_engines(session, layout, lengths, token_budget) as engines:
-        for timed in (False, True):  # the first round warms up
-            start = time.perf_counter()
-            for _ in engines.each(batches if timed else batches[-2:], run):
-                pass
-            if session.device.type == "cuda":
-                torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in engines.each(batches, work):
+        pass
+    if session.device.type == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -123,7 +124,7 @@ def _row_bytes(layout: Layout, dtype: str, n_hidden: int) -> int:
 
 
 def _peak_bytes() -> int:
-    """What this process has held at most: the model, and the pilot's largest batch."""
+    """What this process has held at most: the model, and the largest batches."""
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return host + (torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0)
 
