@@ -61,34 +61,30 @@ class Team(Generic[W]):
 def plan_work(session: Session, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
     """Batches of rows of these lengths: of `token_budget` on an accelerator, smaller ones on a processor, for workers to share.
 
-    They do not depend on how many workers there are: nor do their numbers, as far as the libraries below keep to that.
+    They do not depend on how many workers there are, so the bytes of a shard do not either.
     """
     if session.device.type != "cpu":
         return plan_batches(lengths, token_budget=token_budget)
-    plan = plan_batches(lengths, token_budget=min(token_budget, _batch_tokens(lengths, token_budget)))
+    plan = plan_batches(lengths, token_budget=_batch_tokens(lengths, token_budget))
     if len(plan) % 2:  # the second of two workers would wait for the first
         plan[-1:] = [half.tolist() for half in np.array_split(plan[-1], 2) if len(half)]
     return plan
 
 
-def n_workers(session: Session, lengths: Sequence[int], token_budget: int) -> int:
-    """As many as have threads and work, with no more than `token_budget` tokens in all their batches."""
-    if session.device.type != "cpu":
-        return 1
-    in_flight = token_budget // max(_batch_tokens(lengths, token_budget), max(lengths, default=0))
-    return max(1, min(torch.get_num_threads(), in_flight, sum(lengths) // min(WORKER_TOKENS)))
-
-
 def _batch_tokens(lengths: Sequence[int], token_budget: int) -> int:
     """Of a batch on a processor: a sixteenth of the work, at most half of what may be in flight."""
     least, most = WORKER_TOKENS
-    return min(max(least, sum(lengths) // ROUNDS), max(least, token_budget // 2), most)
+    return min(token_budget, max(least, min(sum(lengths) // ROUNDS, token_budget // 2, most)))
 
 
 def worker_sessions(session: Session, lengths: Sequence[int], token_budget: int) -> list[Session]:
-    """The session and its replicas, one for each worker."""
+    """The session and its replicas: as many as have threads and work, with no more than `token_budget` tokens in all their batches."""
+    if session.device.type != "cpu":
+        return [session]
+    in_flight = token_budget // max(_batch_tokens(lengths, token_budget), max(lengths, default=0))
+    n = min(torch.get_num_threads(), in_flight, sum(lengths) // min(WORKER_TOKENS))
     try:
-        return [session, *(replica(session) for _ in range(n_workers(session, lengths, token_budget) - 1))]
+        return [session, *(replica(session) for _ in range(n - 1))]
     except (TypeError, RuntimeError, NotImplementedError, AttributeError):  # a model that holds what python cannot copy
         return [session]
 
