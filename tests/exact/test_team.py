@@ -134,6 +134,7 @@ def test_a_replica_has_the_parameters_and_modules_of_its_own() -> None:
     [
         (LONG, 1024, 2),
         (LONG, 4096, 3),
+        (LONG * 8, 2048, 2),
         (LONG, 512, 1),
         (LONG, 16, 1),
         ([700] * 8, 1024, 1),
