@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas  # noqa: F401  # pyarrow imports it when it first converts: for a third of a second, with python's lock, in the middle of a pass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -30,6 +29,11 @@ SCHEMA = pa.schema(
         ("bad", pa.bool_()),
     ]
 )
+
+
+def get_ready() -> None:
+    """Before a pass: pyarrow imports pandas when it first converts, which takes a third of a second with python's lock."""
+    import pandas  # noqa: F401
 
 
 def table_bytes(columns: Mapping[str, Sequence[Any]]) -> bytes:

@@ -15,7 +15,7 @@ from headwater.curvature import Curvature
 from headwater.methods.shared import check, check_rows, divide, live, make_scores, rows_key
 from headwater.types import Index, Scores, Solve, SolveStatus, Source, State, UsageError
 
-CHUNK_BYTES = 64 << 20  # of float32 right-hand sides that are solved together
+CHUNK_BYTES = 32 << 20  # of float32 right-hand sides that are solved together
 Mode = Literal["stored", "model", "exact"]
 MODES: dict[str, str] = {
     "stored": "curvature of the stored rows, solved and scored there: no pass over the model",
