@@ -30,16 +30,18 @@ def _three_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("in_turn", [False, True])
 @pytest.mark.parametrize("n_workers", [1, 3])
-def test_every_job_is_done_once_and_the_threads_are_given_back(n_workers: int) -> None:
+def test_every_job_is_done_once_and_the_threads_are_given_back(n_workers: int, in_turn: bool) -> None:
     done: list[int] = []
     workers = Team(list(range(n_workers)))
-    assert len(list(workers.each(range(50), lambda worker, job: done.append(job)))) == 50
+    assert len(list(workers.each(range(50), lambda worker, job: done.append(job), in_turn=in_turn))) == 50
     assert sorted(done) == list(range(50))
     assert torch.get_num_threads() == 3
 
 
-def test_a_worker_has_one_job_at_a_time_and_its_share_of_the_threads() -> None:
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_a_worker_has_one_job_at_a_time_and_its_share_of_the_threads(in_turn: bool) -> None:
     busy: set[str] = set()
     shares: list[int] = []
 
@@ -47,10 +49,36 @@ def test_a_worker_has_one_job_at_a_time_and_its_share_of_the_threads() -> None:
         assert worker not in busy
         busy.add(worker)
         shares.append(torch.get_num_threads())
+        threading.Event().wait(1e-4)
         busy.remove(worker)
 
-    list(Team(["a", "b", "c"]).each(range(200), work))
+    list(Team(["a", "b", "c"]).each(range(200), work, in_turn=in_turn))
     assert set(shares) == {1}
+
+
+def test_whoever_is_free_takes_the_next() -> None:
+    others_are_done, taken = threading.Event(), dict[int, str]()
+
+    def work(worker: str, job: int) -> None:
+        taken[job] = worker
+        if job == 0:
+            assert others_are_done.wait(20)
+        elif len(taken) == 30:
+            others_are_done.set()
+
+    list(Team(["a", "b"]).each(range(30), work))
+    assert sum(worker == taken[0] for worker in taken.values()) == 1
+
+
+def test_in_turn_who_does_which_is_the_same_each_time() -> None:
+    taken: dict[str, list[int]] = {"a": [], "b": []}
+
+    def work(worker: str, job: int) -> None:
+        threading.Event().wait(0.02 if job == 0 else 0)
+        taken[worker].append(job)
+
+    list(Team(["a", "b"]).each(range(9), work, in_turn=True))
+    assert taken == {"a": [0, 3, 4, 7, 8], "b": [1, 2, 5, 6]}
 
 
 def test_workers_do_work_side_by_side() -> None:
@@ -163,7 +191,7 @@ def test_work_is_shared_evenly_by_two(lengths: list[int]) -> None:
     def work(worker: int, batch: list[int]) -> None:
         done[worker] += sum(lengths[i] for i in batch)
 
-    for _ in team.each(plan_work(session, lengths, 4096), work):
+    for _ in team.each(plan_work(session, lengths, 4096), work, in_turn=True):
         pass
     assert sum(done) == sum(lengths)
     assert max(done) - min(done) <= 0.1 * sum(lengths)

@@ -117,7 +117,7 @@ class LiveSource:
         with ExitStack() as stack:
             sessions = worker_sessions(self.session, lengths, self.token_budget)
             team = Team([(stack.enter_context(_factor_pass(self, session)), begin()) for session in sessions])
-            for done, _ in enumerate(track(team.each(plan, work), total=len(plan), description=_described(len(lengths)))):
+            for done, _ in enumerate(track(team.each(plan, work, in_turn=True), total=len(plan), description=_described(len(lengths)))):
                 if done % GIVE_BACK_EVERY == 0:
                     give_back_memory()
         give_back_memory()
@@ -128,7 +128,7 @@ class LiveSource:
 
     def _over_file(self, stored: Sequence[StoredBatch], begin: Callable[[], A], term: Callable[[A, FactorBatch], None]) -> list[A]:
         team = Team([begin() for _ in range(min(torch.get_num_threads(), len(stored)))])
-        jobs = team.each(stored, lambda so_far, batch: term(so_far, batch.load()))
+        jobs = team.each(stored, lambda so_far, batch: term(so_far, batch.load()), in_turn=True)
         for _ in track(jobs, total=len(stored), description=_described(len(self._good))):
             pass
         give_back_memory()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import cycle
@@ -34,28 +34,47 @@ class Team(Generic[W]):
 
     workers: Sequence[W]
 
-    def each(self, jobs: Iterable[J], work: Callable[[W, J], None]) -> Iterator[None]:
-        """`work(worker, job)` of every job; yields as each one ends.
+    def each(self, jobs: Iterable[J], work: Callable[[W, J], None], *, in_turn: bool = False) -> Iterator[None]:
+        """`work(worker, job)` of every job; yields as each one ends. Whoever is free takes the next.
 
-        Who does which is the same each time: they are dealt out in turn, forth and back, as mostly each is smaller than the one before.
-        What a job raises is raised here, and then, or where the iterator is closed, no further one begins.
+        `in_turn` they are dealt out, forth and back, as mostly each is smaller than the one before: who does which, and with it what a
+        worker sums up, is then the same each time. What a job raises is raised here, and then, or where the iterator is closed, no further
+        one begins.
         """
         if len(self.workers) == 1:
             yield from (work(self.workers[0], job) for job in jobs)
             return
         n_threads, n = torch.get_num_threads(), len(self.workers)
-        pools = [ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(n_threads // n,)) for _ in self.workers]
+        groups = [[worker] for worker in self.workers] if in_turn else [self.workers]
+        crews = [_Crew(some, work, n_threads // n) for some in groups]
         try:
-            turns = cycle([*range(n), *reversed(range(n))])
-            begun = [pools[i].submit(work, self.workers[i], job) for i, job in zip(turns, jobs, strict=False)]
+            begun = [crew.begin(job) for crew, job in zip(cycle([*crews, *reversed(crews)]), jobs, strict=False)]
             for done in as_completed(begun):
                 yield done.result()
         finally:
-            for pool in pools:
-                pool.shutdown(wait=False, cancel_futures=True)
-            for pool in pools:
-                pool.shutdown()
+            for crew in crews:
+                crew.pool.shutdown(wait=False, cancel_futures=True)
+            for crew in crews:
+                crew.pool.shutdown()
             torch.set_num_threads(n_threads)  # a worker's share may have become the process's, depending on the library below
+
+
+class _Crew(Generic[W, J]):
+    """Workers with a thread each, and one queue of jobs."""
+
+    def __init__(self, workers: Sequence[W], work: Callable[[W, J], None], n_threads_each: int) -> None:
+        self.pool = ThreadPoolExecutor(len(workers), initializer=torch.set_num_threads, initargs=(n_threads_each,))
+        self._work, self._free = work, list(workers)  # as many free workers as there are threads without a job
+
+    def begin(self, job: J) -> Future[None]:
+        return self.pool.submit(self._do, job)
+
+    def _do(self, job: J) -> None:
+        worker = self._free.pop()
+        try:
+            self._work(worker, job)
+        finally:
+            self._free.append(worker)
 
 
 def plan_work(session: Session, lengths: Sequence[int], token_budget: int) -> list[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ class Seal:
     xxh3_64: str
 
     @staticmethod
-    def of(content: bytes) -> Seal:
+    def of(content: bytes | mmap) -> Seal:
         return Seal(len(content), xxhash.xxh3_64_hexdigest(content))
 
 

@@ -106,13 +106,15 @@ def _chunk(head: Head, hidden_CH: Tensor, targets_C: Tensor, room_CV: Tensor, wa
     if head.softcap is not None:
         logits.div_(head.softcap).tanh_().mul_(head.softcap)
     inner_slope = _inner_slope(head, logits) if wanted else None
-    target_C1, top_C1 = logits.gather(-1, targets_C[:, None]), logits.amax(-1, keepdim=True)
     logits = torch.softmax(logits, -1, out=logits if logits.device.type == "cpu" else None)  # in its own place: it stays in the cache
-    # the largest probability is at least 1 / V, so its logarithm says how far the others' are from their logits
-    log_probs_C = (target_C1 - top_C1 + logits.amax(-1, keepdim=True).log()).squeeze(-1)
+    target_C1 = logits.gather(-1, targets_C[:, None])
+    log_probs_C = target_C1.squeeze(-1).log()
+    improbable_C = target_C1.squeeze(-1) < torch.finfo(logits.dtype).tiny  # its probability has lost its digits, or is 0
+    if improbable_C.any():
+        log_probs_C[improbable_C] = head.log_probs_plain(hidden_CH[improbable_C], targets_C[improbable_C])
     if not wanted:
         return log_probs_C, None
-    logits.scatter_add_(-1, targets_C[:, None], -torch.ones_like(target_C1))
+    logits.scatter_(-1, targets_C[:, None], target_C1 - 1)
     if inner_slope is not None:
         logits.mul_(inner_slope)
     return log_probs_C, logits.to(hidden_CH.dtype)
