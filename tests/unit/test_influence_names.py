@@ -11,7 +11,7 @@ import torch
 
 from headwater import curvature
 from headwater.curvature import CG, DataInf, Fisher, LiSSA
-from headwater.methods import get, names, register, table
+from headwater.methods import get, influence, names, register, table
 from headwater.methods.influence import Influence
 from headwater.testing import toy_queries, toy_rows
 from headwater.types import Method, UsageError
@@ -83,6 +83,20 @@ def test_the_scores_are_the_formula() -> None:
     matrix_DD = rows_ND.T @ rows_ND / len(rows_ND) + 0.3 * torch.eye(rows_ND.shape[1])
     expected_QN = -queries_QD @ torch.linalg.solve(matrix_DD, rows_ND.T) / len(rows_ND)
     np.testing.assert_allclose(scores.values_QN, expected_QN.numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("method", "sizes"), [(Influence(Fisher()), [1, 1, 1, 1]), (Influence(CG()), [3, 1])], ids=["closed", "in steps"])
+def test_more_queries_are_solved_together_where_they_share_the_passes_of_steps(
+    method: Influence, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, state = list[int](), method.fit(TRAIN)
+    expected = method.score(state, TRAIN, QUERIES)
+    monkeypatch.setattr(influence, "CHUNK_BYTES", 4 * TRAIN.layout.size)
+    monkeypatch.setattr(influence, "CHUNK_BYTES_IN_STEPS", 3 * 4 * TRAIN.layout.size)
+    solve = type(method.curvature).solve
+    monkeypatch.setattr(type(method.curvature), "solve", lambda *args: [found.append(len(args[-1])), solve(*args)][1])
+    np.testing.assert_allclose(method.score(state, TRAIN, QUERIES).values_QN, expected.values_QN, rtol=1e-4, atol=1e-6)
+    assert found == sizes
 
 
 def test_the_provenance_says_how_the_solves_ended() -> None:

@@ -16,6 +16,7 @@ from headwater.methods.shared import check, check_rows, divide, live, make_score
 from headwater.types import Index, Scores, Solve, SolveStatus, Source, State, UsageError
 
 CHUNK_BYTES = 32 << 20  # of float32 right-hand sides that are solved together
+CHUNK_BYTES_IN_STEPS = 64 << 20  # the same where a solver takes steps: each step's passes are for all of them
 Mode = Literal["stored", "model", "exact"]
 MODES: dict[str, str] = {
     "stored": "curvature of the stored rows, solved and scored there: no pass over the model",
@@ -95,7 +96,8 @@ class Influence:
 
     def _solve(self, state: State, index: Index, queries: Index, put: Callable[[int, Tensor], None]) -> Solve:
         """A few queries at a time: a whole gradient is as long as the model, and what is kept of it may be far shorter."""
-        size = max(1, CHUNK_BYTES // (4 * self.source(index).layout.size))
+        n_bytes = CHUNK_BYTES_IN_STEPS if hasattr(self.curvature, "max_steps") else CHUNK_BYTES
+        size = max(1, n_bytes // (4 * self.source(index).layout.size))
         solves: list[Solve] = []
         for start in range(0, len(queries), size):
             chunk = np.arange(start, min(start + size, len(queries)))
