@@ -374,7 +374,7 @@ def test_workers_side_by_side_fit_what_one_fits(architecture: str, curvature: Cu
     workers: set[int] = set()
     each = team.Team.each
     monkeypatch.setattr(team, "WORKER_TOKENS", (9, 9))
-    monkeypatch.setattr(team.Team, "each", lambda self, jobs, work, **how: (workers.add(len(self.workers)), each(self, jobs, work, **how))[1])
+    monkeypatch.setattr(team.Team, "each", lambda self, *jobs, **how: (workers.add(len(self.workers)), each(self, *jobs, **how))[1])
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
