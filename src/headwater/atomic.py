@@ -32,8 +32,8 @@ _WAYS_OUT = {
 def write_atomically(path: Path, content: bytes | Callable[[BinaryIO], None]) -> None:
     """Give `path` this content, or leave what was there untouched; never anything between.
 
-    `content` is the bytes, or a function that writes them to the file it is given, or to its `name`. The file and its folder are on the
-    disk when this returns. Raises IntegrityError where the system refuses (full disk, read-only folder, ...): nothing is left behind.
+    `content` is the bytes, or a function that writes them to the file it is given. The file and its folder are on the disk
+    when this returns. Raises IntegrityError where the system refuses (full disk, read-only folder, ...): nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
@@ -88,7 +88,8 @@ def remove_left_overs(folder: Path) -> None:
 
 
 def _write_and_sync(path: Path, content: Content) -> None:
-    with path.open("xb") as file:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    with open(descriptor, "wb") as file:
         with contextlib.suppress(OSError):  # some network file systems know no locks; then nothing there is taken for a left-over
             fcntl.flock(file, fcntl.LOCK_EX)
         if callable(content):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,7 @@ class Seal:
     xxh3_64: str
 
     @staticmethod
-    def of(content: bytes | mmap) -> Seal:
+    def of(content: bytes) -> Seal:
         return Seal(len(content), xxhash.xxh3_64_hexdigest(content))
 
 

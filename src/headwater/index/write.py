@@ -5,17 +5,14 @@ N rows of a shard · D stored numbers of a gradient row · H hidden size · K bl
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from headwater.atomic import remove_left_overs, write_atomically
@@ -138,8 +135,8 @@ class Writer:
     def write(self, rows: range, data: ShardData) -> None:
         """Write one shard of a part: tensors, then table, then the commit that makes both count.
 
-        Cost: a copy of the shard in the dtype of the index, and three fsyncs. Raises LayoutMismatch for rows of another width, DataError
-        for columns that do not fit or ids that another row has, IntegrityError where the disk refuses. Until the commit is
+        Cost: one copy of the shard in memory and three fsyncs. Raises LayoutMismatch for rows of another width, DataError for
+        columns that do not fit or ids that another row has, IntegrityError where the disk refuses. Until the commit is
         written nothing of the shard is part of the index.
         """
         self.commit(self.prepare(rows, data))
@@ -155,11 +152,12 @@ class Writer:
 
     def commit(self, shard: PreparedShard) -> None:
         """The part of `write` that goes to disk."""
-        table, rows = table_bytes(shard.columns), shard.rows
+        # not safetensors' own `save_file`: its temporary file has no lock, and stays where the process is killed
+        tensors, table, rows = safetensors.torch.save(shard.tensors), table_bytes(shard.columns), shard.rows
         withdraw_commit(self.run, rows)
-        tensors = _write_tensors(tensors_path(self.run, rows), shard.tensors)
+        write_atomically(tensors_path(self.run, rows), tensors)
         write_atomically(table_path(self.run, rows), table)
-        write_commit(self.run, Commit(rows, self.spec.fingerprint, shard.n_bad, tensors, Seal.of(table)))
+        write_commit(self.run, Commit(rows, self.spec.fingerprint, shard.n_bad, Seal.of(tensors), Seal.of(table)))
 
     def _tensors(self, data: ShardData, stored: codec.Stored, norms_N: Tensor) -> dict[str, Tensor]:
         tensors = {
@@ -218,21 +216,6 @@ class Writer:
             ]
             self._known_ids = {id: shard for shard in earlier for id in read_column(table_path(self.run, shard), "id").tolist()}
         return self._known_ids
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> Seal:
-    """From where they lie in memory: a shard is large, and is not copied together first."""
-
-    def content(file: BinaryIO) -> None:
-        try:
-            safetensors.torch.save_file(tensors, file.name)
-        except SafetensorError as error:
-            code = re.search(r"os error (\d+)", str(error))  # which is all that says what the system refused
-            raise OSError(int(code[1]) if code else None, str(error)) from error
-
-    write_atomically(path, content)
-    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as written:
-        return Seal.of(written)
 
 
 def is_committed(run: Path, rows: range, spec: IndexSpec) -> bool:
