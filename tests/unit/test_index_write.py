@@ -18,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headwater import atomic
 from headwater.index import codec
 from headwater.index.files import commit_path, table_path, tensors_path
 from headwater.index.read import StoredIndex
@@ -70,6 +71,18 @@ def contents(run: Path) -> dict[str, bytes]:
 
 
 # --------------------------------------------------------------------------------------------------- quantisation
+
+
+def test_what_is_put_on_the_disk_is_what_gets_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that writes to a file of its own, and renames it over ours, would have it neither locked nor on the disk."""
+    on_disk, named = set[int](), set[int]()
+    fsync, replace_ = os.fsync, os.replace
+    monkeypatch.setattr(atomic.os, "fsync", lambda file: (on_disk.add(os.fstat(file).st_ino), fsync(file))[1])
+    monkeypatch.setattr(atomic.os, "replace", lambda a, b: (named.add(os.stat(a).st_ino), replace_(a, b))[1])
+    writer = Writer.open(tmp_path, make_spec())
+    writer.write(range(4), make_data(writer.begin("corpus", 4).rows))
+    assert len(named) >= 4, "the spec, the part, two files and a commit"
+    assert named <= on_disk
 
 
 @pytest.mark.parametrize(("dtype", "relative"), [("float32", 0.0), ("bfloat16", 2**-8), ("int8", 0.5 / 127)])
