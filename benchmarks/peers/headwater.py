@@ -26,7 +26,7 @@ from headwater.index.memory import MemoryIndex
 from headwater.index.queries import query_index
 from headwater.index.read import StoredIndex
 from headwater.index.spec import IndexSpec
-from headwater.index.table import get_ready
+from headwater.index.table import import_pandas
 from headwater.index.write import Writer
 from headwater.methods import GradDot
 from headwater.methods.influence import Influence
@@ -100,7 +100,7 @@ def ekfac(task: Task) -> np.ndarray:
 
 
 def graddot(task: Task) -> np.ndarray:
-    get_ready()  # an import, as all others before the clock runs
+    import_pandas()  # an import, as all others before the clock runs
     work, method = Workload.read(task), GradDot()
     with staged(task, "index"):
         index = work.index(task, sketch={"rank": None}, store={"dtype": "float32"})
@@ -110,7 +110,7 @@ def graddot(task: Task) -> np.ndarray:
 
 def ekfac_index(task: Task) -> np.ndarray:
     """EK-FAC of the stored sketch: no pass beyond the index's, and none for the next queries but their own."""
-    get_ready()  # an import, as all others before the clock runs
+    import_pandas()  # an import, as all others before the clock runs
     work, method = Workload.read(task), Influence(EKFAC(labels="true"))
     task.notes.append(f"sketch of {RANK} x {RANK} numbers a block, int8")
     with staged(task, "index"):
@@ -142,7 +142,7 @@ def accuracy(task: Task) -> None:
 
 
 def fisher(task: Task) -> np.ndarray:
-    get_ready()  # an import, as all others before the clock runs
+    import_pandas()  # an import, as all others before the clock runs
     work, method = Workload.read(task), Influence(Fisher())
     with staged(task, "index"):
         index = work.index(task, sketch={"rank": None}, store={"dtype": "float32"})

@@ -57,7 +57,7 @@ def test_a_sketch_of_one_number(seeds: AuditWorld, monkeypatch: pytest.MonkeyPat
     by_members = found(subject)["seeds"]
     assert by_members.status in ("warn", "fail")
     assert "seeds of the run's members" in by_members.because
-    assert "larger sketch" in str(by_members.next_step)
+    assert "larger sketch (--set sketch.rank=2, " in str(by_members.next_step)
     monkeypatch.setattr(subject.stored, "members", lambda role: ())
     on_a_sample = found(subject)["seeds"]
     assert on_a_sample.status in ("warn", "fail")
@@ -70,6 +70,7 @@ def test_a_list_that_another_seed_does_not_find(subject: Subject, monkeypatch: p
     monkeypatch.setattr(subject.stored, "take", lambda feature, at: torch.randn(take(feature, at).shape, generator=generator))
     one = found(subject)["seeds"]
     assert one.status == "fail"
+    assert "sketch.rank=32, " in str(one.next_step)
     assert one.interval is not None
     assert one.interval[1] < 0.5
 

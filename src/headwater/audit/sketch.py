@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import isqrt
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,7 +25,6 @@ from headwater.types import Example, Finding, Index, Method, Scores
 
 SEEDS_APART = 10_007  # the second sketch's seed is the first one's plus this: no member of a run has it by habit
 MORE_SEEDS = "Index with --members seed --sketch-seeds 1,2 for an overlap over all rows; a larger --set sketch.rank makes it better."
-LARGER = "Index with a larger sketch (--set sketch.rank=32, four times the disk), or trace with mode=exact, which sketches nothing."
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,9 @@ class Sketch:
         because = f"The sketch's standard error is {value:.2g} of the score, the median of {len(known)} listed rows."
         low, high = np.quantile(known, [0.25, 0.75])
         because += f" Half of them lie between {low:.2g} and {high:.2g}."
-        return Finding(name, status, because, value=value, unit="share of the score", n=len(known), next_step=_step(status, LARGER))
+        return Finding(
+            name, status, because, value=value, unit="share of the score", n=len(known), next_step=_step(status, _larger(subject))
+        )
 
     def _seeds(self, subject: Subject, method: Method) -> Finding:
         name = "sketch: seeds"
@@ -93,7 +95,7 @@ class Sketch:
         because = f"Another sketch seed lists {figure.value:.0%} of the same first {subject.asked.k} rows ({figure.n} queries, {over})."
         return Finding(
             name, status, because, value=figure.value, unit="share of the first k", interval=figure.interval, n=figure.n,
-            next_step=_step(status, LARGER),
+            next_step=_step(status, _larger(subject)),
         )  # fmt: skip
 
     def _again(self, subject: Subject, method: Method) -> tuple[list[tuple[Scores, Scores]], str]:
@@ -168,6 +170,14 @@ def _overlap(pairs: Sequence[tuple[Scores, Scores]], k: int) -> Figure:
     each = np.stack([overlap_Q(Ranking(one.values_QN), Ranking(other.values_QN), k) for one, other in pairs])
     known_Q = np.isfinite(each).any(0)
     return mean_figure(np.array([np.nanmean(values) for values in each.T[known_Q]]))
+
+
+def _larger(subject: Subject) -> str:
+    """Twice the rank that the index has."""
+    rank = max(isqrt(block.size) for block in subject.stored.layout.blocks if block.sketched)
+    return (
+        f"Index with a larger sketch (--set sketch.rank={2 * rank}, four times the disk), or trace with mode=exact, which sketches nothing."
+    )
 
 
 def _step(status: str, step: str) -> str | None:

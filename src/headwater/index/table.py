@@ -31,8 +31,8 @@ SCHEMA = pa.schema(
 )
 
 
-def get_ready() -> None:
-    """Before a pass: pyarrow imports pandas when it first converts, for a third of a second, with python's lock. 40 MB."""
+def import_pandas() -> None:
+    """To be called before a pass: pyarrow does it when it first converts, for a third of a second with python's lock. Takes 40 MB."""
     import pandas  # noqa: F401
 
 

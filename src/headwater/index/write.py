@@ -32,7 +32,7 @@ from headwater.index.files import (
     write_part,
 )
 from headwater.index.spec import IndexSpec, create_spec
-from headwater.index.table import get_ready, read_column, table_bytes
+from headwater.index.table import import_pandas, read_column, table_bytes
 from headwater.types import DataError, IntegrityError, LayoutMismatch, UsageError
 
 
@@ -89,7 +89,7 @@ class Writer:
     """
 
     def __init__(self, run: Path, spec: IndexSpec) -> None:
-        get_ready()
+        import_pandas()
         self.run, self.spec = run, spec
         self._parts = read_parts(run)
         self._known_ids: dict[str, range] | None = None
